@@ -1,0 +1,137 @@
+//! Switches that turn one check off, so that a test can show that the check is what stops an attack.
+//!
+//! Every negative test has a control: with that one check off, the attack succeeds. A check asks [`on`]; in a
+//! normal build that is the constant `true` and the compiler removes the question. Only with the feature
+//! `switchable`, which nothing but test builds asks for, can a check be turned off: for a whole process by naming it
+//! in the environment variable `OUTBOARD_CHECKS_OFF` (a comma-separated list), or for the current thread by [`Off`].
+#![forbid(unsafe_code)]
+
+/// A check that a test can turn off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Check {
+    /// Memory regions must lie inside their file.
+    RegionInsideFile,
+    /// A SIGBUS in guest memory fails the device, not the process.
+    SigbusGuard,
+    /// Calls are signalled without ever blocking a worker.
+    NonBlockingCall,
+    /// Kick, call and error descriptors must be eventfds.
+    EventfdOnly,
+    /// Queue indices must be below the device's number of queues.
+    QueueIndex,
+    /// A queue needs a memory table before it starts.
+    MemoryBeforeStart,
+    /// Message sizes are bounded and a stalled peer holds only its own session.
+    MessageSize,
+    /// A malformed descriptor chain is rejected whole.
+    WholeChain,
+    /// A descriptor's address range must be mapped and must not wrap.
+    DescriptorRange,
+    /// A head that is in flight may not be made available again.
+    HeadInFlight,
+    /// Frames must carry the port's own source addresses.
+    SourceGuard,
+    /// Flush waits for the backend to make writes durable.
+    DurableFlush,
+    /// The host gets only what a grant in force names.
+    GrantRequired,
+}
+
+const ALL: [(Check, &str); 13] = [
+    (Check::RegionInsideFile, "region-inside-file"),
+    (Check::SigbusGuard, "sigbus-guard"),
+    (Check::NonBlockingCall, "non-blocking-call"),
+    (Check::EventfdOnly, "eventfd-only"),
+    (Check::QueueIndex, "queue-index"),
+    (Check::MemoryBeforeStart, "memory-before-start"),
+    (Check::MessageSize, "message-size"),
+    (Check::WholeChain, "whole-chain"),
+    (Check::DescriptorRange, "descriptor-range"),
+    (Check::HeadInFlight, "head-in-flight"),
+    (Check::SourceGuard, "source-guard"),
+    (Check::DurableFlush, "durable-flush"),
+    (Check::GrantRequired, "grant-required"),
+];
+
+/// Is the check on? Always, unless this is a switchable build and a test turned it off.
+#[cfg(not(feature = "switchable"))]
+#[inline(always)]
+pub const fn on(_check: Check) -> bool {
+    true
+}
+
+#[cfg(feature = "switchable")]
+pub use switchable::{Off, on};
+
+/// True in test builds, where checks can be turned off. Daemons say so when they start.
+pub const SWITCHABLE: bool = cfg!(feature = "switchable");
+
+/// All checks, with the names that `OUTBOARD_CHECKS_OFF` takes.
+pub fn all() -> &'static [(Check, &'static str)] {
+    &ALL
+}
+
+#[cfg(feature = "switchable")]
+mod switchable {
+    use std::{cell::Cell, sync::OnceLock};
+
+    use super::{ALL, Check};
+
+    thread_local!(static OFF_HERE: Cell<u64> = const { Cell::new(0) });
+
+    fn off_in_process() -> u64 {
+        static OFF: OnceLock<u64> = OnceLock::new();
+        *OFF.get_or_init(|| {
+            let named = std::env::var("OUTBOARD_CHECKS_OFF").unwrap_or_default();
+            let bit = |name: &str| match ALL.iter().find(|(_, n)| *n == name) {
+                Some((check, _)) => 1 << *check as u8,
+                None => panic!("OUTBOARD_CHECKS_OFF names '{name}', which is no check"),
+            };
+            named
+                .split(',')
+                .filter(|n| !n.is_empty())
+                .map(bit)
+                .fold(0, |a, b| a | b)
+        })
+    }
+
+    /// Is the check on?
+    pub fn on(check: Check) -> bool {
+        (off_in_process() | OFF_HERE.get()) & (1 << check as u8) == 0
+    }
+
+    /// While it lives, one check is off in the thread that made it.
+    pub struct Off(u64);
+
+    impl Off {
+        /// Turn `check` off in this thread.
+        pub fn here(check: Check) -> Self {
+            let before = OFF_HERE.get();
+            OFF_HERE.set(before | 1 << check as u8);
+            Self(before)
+        }
+    }
+
+    impl Drop for Off {
+        fn drop(&mut self) {
+            OFF_HERE.set(self.0);
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_check_is_off_only_while_the_guard_lives() {
+            assert!(on(Check::SourceGuard));
+            {
+                let _off = Off::here(Check::SourceGuard);
+                assert!(!on(Check::SourceGuard));
+                assert!(on(Check::DurableFlush));
+            }
+            assert!(on(Check::SourceGuard));
+        }
+    }
+}
