@@ -6,7 +6,9 @@
 
 pub mod binding;
 pub mod card;
+pub mod codec;
 pub mod desired;
 pub mod id;
 pub mod link;
 pub mod refusal;
+pub mod token;
