@@ -1,0 +1,88 @@
+//! Our own programs, built once for the tests that start them.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// Package and program of each daemon and of the command line.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("outboard-broker", "outboard-broker"),
+    ("outboard-cli", "outboard"),
+    ("dpu-side", "outboard-dpu"),
+    ("host-shim", "outboard-shim"),
+];
+
+/// A folder with `outboard`, `outboard-broker`, `outboard-dpu` and `outboard-shim`.
+#[derive(Debug, Clone)]
+pub struct Binaries(PathBuf);
+
+impl Binaries {
+    /// Builds the programs in the profile that this code was built in. The build is cargo's own: where they are up to
+    /// date it takes no time.
+    pub fn build() -> io::Result<Self> {
+        static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        once(&BUILT, || {
+            let folder = profile_folder()?;
+            cargo_build(&folder, &PROGRAMS.map(|(package, _)| package), &[])?;
+            Ok(folder)
+        })
+    }
+
+    /// The same with an `outboard-dpu` whose checks can be turned off by `OUTBOARD_CHECKS_OFF`: in a folder of its
+    /// own, so that such a program is never mistaken for a real one.
+    pub fn build_switchable() -> io::Result<Self> {
+        static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        once(&BUILT, || {
+            let normal = Self::build()?.0;
+            let profile = normal.file_name().unwrap_or_default();
+            let folder = normal.with_file_name("switchable").join(profile);
+            cargo_build(&folder, &["dpu-side"], &["--features", "dpu-side/switchable"])?;
+            for (_, program) in PROGRAMS.iter().filter(|(_, program)| *program != "outboard-dpu") {
+                let link = folder.join(program);
+                // left by an earlier run; the program may be a newer one now
+                let _ = fs::remove_file(&link);
+                fs::hard_link(normal.join(program), link)?;
+            }
+            Ok(folder)
+        })
+    }
+
+    /// Path of one program.
+    pub fn path(&self, program: &str) -> PathBuf {
+        self.0.join(program)
+    }
+}
+
+fn once(
+    cell: &OnceLock<Result<PathBuf, String>>,
+    build: impl FnOnce() -> io::Result<PathBuf>,
+) -> io::Result<Binaries> {
+    let built = cell.get_or_init(|| build().map_err(|error| error.to_string()));
+    built.clone().map(Binaries).map_err(io::Error::other)
+}
+
+/// The folder `<target>/<profile>` that this very program was built into (tests are in `deps` below it).
+fn profile_folder() -> io::Result<PathBuf> {
+    let own = env::current_exe()?;
+    let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    folder.map(Path::to_owned).ok_or_else(|| io::Error::other("this program is in no folder"))
+}
+
+/// `cargo build` of `packages` so that the programs are in `folder` (`<target>/<profile>`).
+fn cargo_build(folder: &Path, packages: &[&str], extra: &[&str]) -> io::Result<()> {
+    let target = folder.parent().ok_or_else(|| io::Error::other("no target folder"))?;
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command.args(["build", "--quiet", "--target-dir"]).arg(target).args(extra);
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    if folder.ends_with("release") {
+        command.arg("--release");
+    }
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("cargo build failed ({status})"))) }
+}
