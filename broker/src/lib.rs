@@ -1,1 +1,8 @@
-//! .
+//! The broker: registry of cards, networks, ports, volumes and grants, and their allocator.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod identity;
+pub mod store;

@@ -14,6 +14,9 @@ pub const CARD_MESSAGE_LEN_MAX: usize = 4 << 20;
 /// Versions of the card protocol that this code speaks: lowest and highest.
 pub const CARD_VERSIONS: (u16, u16) = (1, 1);
 
+/// DNS name in the broker's certificate: a card checks for it, whatever address it reaches the broker at.
+pub const BROKER_TLS_NAME: &str = "outboard-broker";
+
 /// From the DPU.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum FromCard {
