@@ -1,0 +1,86 @@
+//! Ports: virtio-net devices on a network.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use outboard_protocol::{
+    card,
+    id::{MacAddr, Name},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{binding::BindingView, grant::GrantView};
+
+/// What an operator declares. `PUT /v1/ports/{name}` takes it; its name must be the one in the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortSpec {
+    /// The port's name.
+    #[schema(value_type = String, example = "vm1")]
+    pub name: Name,
+    /// The network it is on.
+    #[schema(value_type = String, example = "blue")]
+    pub network: Name,
+    /// The only source MAC that its guest may use.
+    #[schema(value_type = String, example = "52:54:00:00:00:01")]
+    pub mac: MacAddr,
+    /// The only source addresses that its guest may use, beside the IPv6 link-local one made from its MAC.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, example = json!(["10.0.0.1"]))]
+    pub addresses: Vec<IpAddr>,
+    /// The card that serves it; see [`Topology::place`](crate::topology::Topology::place) for when it may be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "local")]
+    pub card: Option<Name>,
+}
+
+/// A port: what was declared and what is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortView {
+    /// As declared, with its card filled in.
+    pub spec: PortSpec,
+    /// Who may have it; absent before it was first granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<GrantView>,
+    /// Its live binding, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<BindingView>,
+    /// As the card last told; absent before it first did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<PortCounters>,
+}
+
+/// Counters of a port since its card started. A frame from the guest is counted once in `tx_frames`, and again either
+/// in `drops` or, per receiver, in the receiver's `rx_frames`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortCounters {
+    /// Frames taken from the guest.
+    pub tx_frames: u64,
+    /// Bytes of those, without the virtio header.
+    pub tx_bytes: u64,
+    /// Frames given to the guest.
+    pub rx_frames: u64,
+    /// Bytes of those, without the virtio header.
+    pub rx_bytes: u64,
+    /// Frames dropped, by reason (`snake_case`); reasons that never occurred are left out.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl PortCounters {
+    /// Frames dropped for any reason.
+    pub fn dropped_frames(&self) -> u64 {
+        self.drops.values().fold(0, |sum, n| sum.saturating_add(*n))
+    }
+}
+
+impl From<&card::PortCounters> for PortCounters {
+    fn from(told: &card::PortCounters) -> Self {
+        Self {
+            tx_frames: told.tx_frames,
+            tx_bytes: told.tx_bytes,
+            rx_frames: told.rx_frames,
+            rx_bytes: told.rx_bytes,
+            drops: told.drops.iter().cloned().collect(),
+        }
+    }
+}

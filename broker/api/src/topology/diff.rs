@@ -1,0 +1,173 @@
+//! The difference between what is and what is wanted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+};
+
+use outboard_protocol::id::Name;
+
+use super::{Action, Change, Topology, TopologyKind, TopologyObject};
+use crate::{network::NetworkSpec, port::PortSpec, volume::VolumeSpec};
+
+/// What there is now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Current {
+    /// Every object, with its card filled in.
+    pub topology: Topology,
+    /// Those of them that an earlier apply made: only these are deleted when a file no longer has them.
+    pub applied: BTreeSet<TopologyObject>,
+}
+
+impl Current {
+    /// What there is after `wanted` was applied. Whoever applies it checks the whole: an object of the file may clash
+    /// with one that was made by hand.
+    pub fn after(&self, wanted: &Topology) -> Self {
+        let goes = |object: &TopologyObject| self.applied.contains(object);
+        let topology = Topology {
+            networks: merge::<NetworkSpec>(&self.topology, wanted, goes),
+            volumes: merge::<VolumeSpec>(&self.topology, wanted, goes),
+            ports: merge::<PortSpec>(&self.topology, wanted, goes),
+        };
+        Self {
+            topology,
+            applied: wanted.objects().collect(),
+        }
+    }
+}
+
+/// What applying `wanted` does to `current`, in the order in which no step is in the way of the next: ports and volumes
+/// go before others take their MAC, address or file; networks come before their ports and go after them. Empty when
+/// nothing changes. Both must have their cards filled in.
+pub fn diff(current: &Current, wanted: &Topology) -> Vec<Change> {
+    let (networks_gone, networks) = changes::<NetworkSpec>(current, wanted);
+    let (volumes_gone, volumes) = changes::<VolumeSpec>(current, wanted);
+    let (ports_gone, ports) = changes::<PortSpec>(current, wanted);
+    [ports_gone, volumes_gone, networks, volumes, ports, networks_gone].concat()
+}
+
+/// Deletions, and the rest.
+fn changes<S: Spec>(current: &Current, wanted: &Topology) -> (Vec<Change>, Vec<Change>) {
+    let was: BTreeMap<&Name, &S> = S::all(&current.topology).iter().map(|s| (s.name(), s)).collect();
+    let will: BTreeSet<&Name> = S::all(wanted).iter().map(S::name).collect();
+    let change = |action, name: &Name, detail| Change {
+        action,
+        object: TopologyObject::new(S::KIND, name),
+        detail,
+    };
+    let gone = was
+        .keys()
+        .filter(|name| !will.contains(*name) && current.applied.contains(&TopologyObject::new(S::KIND, name)))
+        .map(|name| change(Action::Delete, name, String::new()))
+        .collect();
+    let made = S::all(wanted)
+        .iter()
+        .filter_map(|new| match was.get(new.name()) {
+            None => Some(change(Action::Create, new.name(), describe(&new.fields()))),
+            Some(old) if *old == new => None,
+            Some(old) => Some(change(
+                Action::Update,
+                new.name(),
+                describe_change(&old.fields(), &new.fields()),
+            )),
+        })
+        .collect();
+    (gone, made)
+}
+
+/// Objects of one kind: those of `wanted`, and of `was` those that neither it replaces nor `goes` names.
+fn merge<S: Spec>(was: &Topology, wanted: &Topology, goes: impl Fn(&TopologyObject) -> bool) -> Vec<S> {
+    let will: BTreeSet<&Name> = S::all(wanted).iter().map(S::name).collect();
+    let stays = |s: &&S| !will.contains(s.name()) && !goes(&TopologyObject::new(S::KIND, s.name()));
+    S::all(was)
+        .iter()
+        .filter(stays)
+        .chain(S::all(wanted))
+        .cloned()
+        .collect()
+}
+
+/// What the three kinds have in common here.
+trait Spec: Clone + PartialEq + 'static {
+    const KIND: TopologyKind;
+    fn all(topology: &Topology) -> &[Self];
+    fn name(&self) -> &Name;
+    /// Keys and values beside the name, as people read them.
+    fn fields(&self) -> Vec<(&'static str, String)>;
+}
+
+impl Spec for NetworkSpec {
+    const KIND: TopologyKind = TopologyKind::Network;
+    fn all(topology: &Topology) -> &[Self] {
+        &topology.networks
+    }
+    fn name(&self) -> &Name {
+        &self.name
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![("subnets", join(&self.subnets))]
+    }
+}
+
+impl Spec for VolumeSpec {
+    const KIND: TopologyKind = TopologyKind::Volume;
+    fn all(topology: &Topology) -> &[Self] {
+        &topology.volumes
+    }
+    fn name(&self) -> &Name {
+        &self.name
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("size", self.size.to_string()),
+            ("backend", self.backend.to_string()),
+            ("read_only", self.read_only.to_string()),
+            ("card", join(self.card.as_slice())),
+        ]
+    }
+}
+
+impl Spec for PortSpec {
+    const KIND: TopologyKind = TopologyKind::Port;
+    fn all(topology: &Topology) -> &[Self] {
+        &topology.ports
+    }
+    fn name(&self) -> &Name {
+        &self.name
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("network", self.network.to_string()),
+            ("mac", self.mac.to_string()),
+            ("addresses", join(&self.addresses)),
+            ("card", join(self.card.as_slice())),
+        ]
+    }
+}
+
+fn join<T: Display>(values: &[T]) -> String {
+    match values {
+        [] => "none".to_owned(),
+        _ => values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    }
+}
+
+fn describe(fields: &[(&str, String)]) -> String {
+    fields
+        .iter()
+        .map(|(key, value)| format!("{key} {value}"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn describe_change(old: &[(&str, String)], new: &[(&str, String)]) -> String {
+    let changed = old.iter().zip(new).filter(|(o, n)| o != n);
+    changed
+        .map(|((key, o), (_, n))| format!("{key} {o} -> {n}"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+#[path = "diff_tests.rs"]
+mod tests;

@@ -1,0 +1,206 @@
+//! What is wrong with a topology, where, and what to do.
+
+use std::{fmt, net::IpAddr};
+
+use outboard_protocol::id::{MacAddr, Name};
+
+use super::{TOPOLOGY_LEN_MAX, TopologyObject};
+use crate::{subnet::Subnet, volume::SECTOR_LEN_BYTES};
+
+/// A topology that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopologyError {
+    /// The object at fault, such as `port vm1`, where there is one.
+    pub object: Option<String>,
+    /// Line of the file, from 1, where the topology came from one.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a topology.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Longer than [`TOPOLOGY_LEN_MAX`].
+    #[error("the file has {0} bytes, more than the {TOPOLOGY_LEN_MAX} allowed")]
+    TooLong(usize),
+    /// Not TOML.
+    #[error("not valid TOML: {0}")]
+    Syntax(String),
+    /// A key that no version knows.
+    #[error("unknown key '{key}'")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The keys allowed there.
+        known: &'static [&'static str],
+    },
+    /// A key of the format that this version does not implement.
+    #[error("{feature} is not in this version ({})", env!("CARGO_PKG_VERSION"))]
+    Later {
+        /// The key.
+        key: &'static str,
+        /// What it would ask for, in words.
+        feature: &'static str,
+    },
+    /// A value of the wrong type or form.
+    #[error("{0}")]
+    Value(String),
+    /// Two objects of one kind and name.
+    #[error("declared twice")]
+    DuplicateName,
+    /// Two ports of a network with one MAC.
+    #[error("MAC {mac} is that of port {other} too, on network {network}")]
+    DuplicateMac {
+        /// The MAC.
+        mac: MacAddr,
+        /// The port that has it first.
+        other: Name,
+        /// The network of both.
+        network: Name,
+    },
+    /// A MAC that no station may send from.
+    #[error("MAC {0} is a group or null address, which no station may send from")]
+    UnusableMac(MacAddr),
+    /// A port on a network that is not declared.
+    #[error("network {0} is not declared")]
+    UnknownNetwork(Name),
+    /// An address in none of the network's subnets, or the network or broadcast address of one.
+    #[error("address {address} is no host address of network {network} ({})", list(subnets))]
+    AddressOutside {
+        /// The address.
+        address: IpAddr,
+        /// The port's network.
+        network: Name,
+        /// Its subnets.
+        subnets: Vec<Subnet>,
+    },
+    /// Two ports of a network with one address, or one port with it twice.
+    #[error("address {address} is that of port {other} too, on network {network}")]
+    DuplicateAddress {
+        /// The address.
+        address: IpAddr,
+        /// The port that has it first.
+        other: Name,
+        /// The network of both.
+        network: Name,
+    },
+    /// Two subnets of one network have addresses in common.
+    #[error("subnets {0} and {1} overlap")]
+    OverlappingSubnets(Subnet, Subnet),
+    /// A size that is no positive multiple of the sector.
+    #[error("a size of {0} bytes is not a positive multiple of {SECTOR_LEN_BYTES}")]
+    UnusableSize(u64),
+    /// A backend file that another volume of the card uses, one of the two for writing.
+    #[error("file {path} is that of volume {other} too, and one of them writes")]
+    SharedFile {
+        /// The path, as declared.
+        path: String,
+        /// The volume that has it first.
+        other: Name,
+    },
+    /// No card named, and none follows from the rest.
+    #[error("names no card, and {cards} cards could serve it")]
+    NoCard {
+        /// How many there are.
+        cards: usize,
+    },
+    /// A card that is not enrolled.
+    #[error("card {0} is not known")]
+    UnknownCard(Name),
+}
+
+fn list(subnets: &[Subnet]) -> String {
+    match subnets {
+        [] => "it has no subnets".to_owned(),
+        _ => subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+impl TopologyError {
+    pub(super) fn about(object: TopologyObject, problem: Problem) -> Self {
+        Self {
+            object: Some(object.to_string()),
+            line: None,
+            problem,
+        }
+    }
+
+    /// Stable `snake_case` code, for programs.
+    pub fn code(&self) -> &'static str {
+        match self.problem {
+            Problem::TooLong(_) => "topology_too_long",
+            Problem::Syntax(_) => "topology_syntax",
+            Problem::UnknownKey { .. } => "unknown_key",
+            Problem::Later { .. } => "not_in_this_version",
+            Problem::Value(_) => "bad_value",
+            Problem::DuplicateName => "duplicate_name",
+            Problem::DuplicateMac { .. } => "duplicate_mac",
+            Problem::UnusableMac(_) => "unusable_mac",
+            Problem::UnknownNetwork(_) => "unknown_network",
+            Problem::AddressOutside { .. } => "address_outside_network",
+            Problem::DuplicateAddress { .. } => "duplicate_address",
+            Problem::OverlappingSubnets(..) => "overlapping_subnets",
+            Problem::UnusableSize(_) => "unusable_size",
+            Problem::SharedFile { .. } => "shared_file",
+            Problem::NoCard { .. } => "no_card",
+            Problem::UnknownCard(_) => "unknown_card",
+        }
+    }
+
+    /// What to do about it, for people.
+    pub fn remedy(&self) -> String {
+        match &self.problem {
+            Problem::TooLong(_) => "split it, and apply the parts to brokers of their own".to_owned(),
+            Problem::Syntax(_) => "correct the line; https://toml.io describes the format".to_owned(),
+            Problem::UnknownKey { known, .. } => format!("remove or correct it; known here: {}", known.join(", ")),
+            Problem::Later {
+                key: "group" | "groups",
+                ..
+            } => {
+                "remove [[group]] and every 'groups ='; a rule that is not enforced would be worse than none".to_owned()
+            }
+            Problem::Later { key: "encryption", .. } => {
+                "remove 'encryption ='; a volume that is not encrypted must not look as if it were".to_owned()
+            }
+            Problem::Later { .. } => {
+                "use backend = { file = \"…\" }, { memory = true } or { null = true } instead".to_owned()
+            }
+            Problem::Value(_) => "correct the value".to_owned(),
+            Problem::DuplicateName => "rename or remove one of the two".to_owned(),
+            Problem::DuplicateMac { .. } => "give each port of a network a MAC of its own".to_owned(),
+            Problem::UnusableMac(_) => "use a unicast MAC, such as one that begins with 52:54:00".to_owned(),
+            Problem::UnknownNetwork(name) => format!("add [[network]] with name = \"{name}\", or correct the name"),
+            Problem::AddressOutside { .. } => {
+                "correct the address, or add its subnet to the network's subnets".to_owned()
+            }
+            Problem::DuplicateAddress { .. } => "give each port of a network addresses of its own".to_owned(),
+            Problem::OverlappingSubnets(..) => "keep the wider one, or correct the prefixes".to_owned(),
+            Problem::UnusableSize(bytes) => {
+                let below = bytes / SECTOR_LEN_BYTES * SECTOR_LEN_BYTES;
+                format!("use a multiple of {SECTOR_LEN_BYTES}, such as {}", below.max(1 << 20))
+            }
+            Problem::SharedFile { .. } => {
+                "give each volume a file of its own, or set read_only = true on all that share it".to_owned()
+            }
+            Problem::NoCard { cards: 0 } => "enrol a card first: outboard card enrol NAME --serial SERIAL".to_owned(),
+            Problem::NoCard { .. } => "add card = \"NAME\"; 'outboard card list' shows the names".to_owned(),
+            Problem::UnknownCard(name) => {
+                format!("correct the name, or enrol the card first: outboard card enrol {name} --serial SERIAL")
+            }
+        }
+    }
+}
+
+impl fmt::Display for TopologyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.object, self.line) {
+            (Some(object), Some(line)) => write!(f, "{object} (line {line}): {}", self.problem),
+            (Some(object), None) => write!(f, "{object}: {}", self.problem),
+            (None, Some(line)) => write!(f, "line {line}: {}", self.problem),
+            (None, None) => self.problem.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TopologyError {}

@@ -1,0 +1,182 @@
+//! From text to a checked topology, with the line of whatever is wrong.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{Problem, TOPOLOGY_LEN_MAX, Topology, TopologyError, TopologyKind};
+
+const TOP_KEYS: &[&str] = &["network", "volume", "port"];
+
+/// Keys of the format that come with later versions: refused by name, so that nobody takes them to be in force.
+const LATER_KEYS: [(Option<TopologyKind>, &str, &str); 3] = [
+    (None, "group", "security groups"),
+    (Some(TopologyKind::Port), "groups", "security groups"),
+    (Some(TopologyKind::Volume), "encryption", "encryption of volumes"),
+];
+
+/// Likewise, in a volume's `backend`.
+const LATER_BACKEND: (&str, &str) = ("nvme_tcp", "an NVMe/TCP backend");
+
+fn keys_of(kind: TopologyKind) -> &'static [&'static str] {
+    match kind {
+        TopologyKind::Network => &["name", "subnets"],
+        TopologyKind::Volume => &["name", "size", "backend", "read_only", "card"],
+        TopologyKind::Port => &["name", "network", "mac", "addresses", "card"],
+    }
+}
+
+/// Reads and checks a topology file. Cards are not looked at: see [`Topology::place`].
+///
+/// # Errors
+/// The first problem found, with its object, line and remedy.
+pub fn parse(text: &str) -> Result<Topology, TopologyError> {
+    if text.len() > TOPOLOGY_LEN_MAX {
+        return Err(TopologyError {
+            object: None,
+            line: None,
+            problem: Problem::TooLong(text.len()),
+        });
+    }
+    let document = DeTable::parse(text).map_err(|e| at(text, None, e.span(), Problem::Syntax(clean(e.message()))))?;
+    let sections = sections(text, document.get_ref())?;
+    let topology = toml::Deserializer::parse(text)
+        .and_then(Topology::deserialize)
+        .map_err(|e| value_error(text, &sections, &e))?;
+    topology.check().map_err(|e| locate(text, &sections, e))?;
+    Ok(topology)
+}
+
+/// One `[[…]]` of the file.
+struct Section {
+    label: String,
+    span: Range<usize>,
+}
+
+/// Finds the sections, and refuses keys that they cannot have.
+fn sections(text: &str, document: &DeTable<'_>) -> Result<Vec<Section>, TopologyError> {
+    check_keys(text, document, None, None, TOP_KEYS)?;
+    let mut sections = Vec::new();
+    for kind in [TopologyKind::Network, TopologyKind::Volume, TopologyKind::Port] {
+        let Some(list) = document.get(kind.name()) else {
+            continue;
+        };
+        let wrong = || {
+            let problem = Problem::Value(format!("'{0}' is a list of tables: write [[{0}]]", kind.name()));
+            at(text, None, Some(list.span()), problem)
+        };
+        for (i, item) in list.get_ref().as_array().ok_or_else(wrong)?.iter().enumerate() {
+            let table = item.get_ref().as_table().ok_or_else(wrong)?;
+            let label = match table.get("name").and_then(|name| name.get_ref().as_str()) {
+                Some(name) => format!("{} {name}", kind.name()),
+                None => format!("{} number {}", kind.name(), i + 1),
+            };
+            check_keys(text, table, Some(kind), Some(&label), keys_of(kind))?;
+            check_backend(text, table, &label)?;
+            sections.push(Section {
+                label,
+                span: item.span(),
+            });
+        }
+    }
+    Ok(sections)
+}
+
+fn check_keys(
+    text: &str,
+    table: &DeTable<'_>,
+    kind: Option<TopologyKind>,
+    label: Option<&str>,
+    known: &'static [&'static str],
+) -> Result<(), TopologyError> {
+    let unknown = table
+        .iter()
+        .map(|(key, _)| key)
+        .filter(|key| !known.contains(&key.get_ref().as_ref()));
+    let Some(key) = unknown.min_by_key(|key| key.span().start) else {
+        return Ok(());
+    };
+    let later = LATER_KEYS
+        .iter()
+        .find(|(of, later, _)| *of == kind && *later == key.get_ref());
+    let problem = match later {
+        Some((_, key, feature)) => Problem::Later { key, feature },
+        None => Problem::UnknownKey {
+            key: key.get_ref().to_string(),
+            known,
+        },
+    };
+    Err(at(text, label, Some(key.span()), problem))
+}
+
+fn check_backend(text: &str, table: &DeTable<'_>, label: &str) -> Result<(), TopologyError> {
+    let backend = table.get("backend").map(Spanned::get_ref).and_then(DeValue::as_table);
+    let (key, feature) = LATER_BACKEND;
+    match backend.and_then(|keys| keys.get_key_value(key)) {
+        None => Ok(()),
+        Some((found, _)) => Err(at(
+            text,
+            Some(label),
+            Some(found.span()),
+            Problem::Later { key, feature },
+        )),
+    }
+}
+
+/// A value that the types refuse.
+fn value_error(text: &str, sections: &[Section], error: &toml::de::Error) -> TopologyError {
+    let span = error.span();
+    let inside = |s: &&Section, at: usize| s.span.start <= at;
+    let label = span.as_ref().and_then(|span| {
+        sections
+            .iter()
+            .filter(|s| inside(s, span.start))
+            .max_by_key(|s| s.span.start)
+            .map(|s| s.label.as_str())
+    });
+    at(text, label, span, Problem::Value(clean(error.message())))
+}
+
+/// Gives an error of [`Topology::check`] the line of its object; of two of one name, the second.
+fn locate(text: &str, sections: &[Section], error: TopologyError) -> TopologyError {
+    let mut own = sections.iter().filter(|s| Some(&s.label) == error.object.as_ref());
+    let span = match error.problem {
+        Problem::DuplicateName => own.next_back(),
+        _ => own.next(),
+    };
+    TopologyError {
+        line: span.map(|s| line_of(text, s.span.start)),
+        ..error
+    }
+}
+
+fn at(text: &str, object: Option<&str>, span: Option<Range<usize>>, problem: Problem) -> TopologyError {
+    let line = span.map(|span| line_of(text, span.start));
+    TopologyError {
+        object: object.map(str::to_owned),
+        line,
+        problem,
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
+}
+
+/// One line, as an error line has room for.
+fn clean(message: &str) -> String {
+    message
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

@@ -1,0 +1,179 @@
+//! Volumes: virtio-blk devices.
+
+use std::borrow::Cow;
+
+use outboard_protocol::{card, desired, id::Name};
+use serde::{Deserialize, Serialize};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema},
+};
+
+use crate::{binding::BindingView, grant::GrantView, size::Size};
+
+/// Unit of a volume's size, in bytes: a sector as virtio-blk counts (virtio 1.3 §5.2.4).
+pub const SECTOR_LEN_BYTES: u64 = 512;
+
+/// What an operator declares. `PUT /v1/volumes/{name}` takes it; its name must be the one in the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSpec {
+    /// The volume's name.
+    #[schema(value_type = String, example = "disk1")]
+    pub name: Name,
+    /// Its size: a multiple of [`SECTOR_LEN_BYTES`].
+    pub size: Size,
+    /// Where its blocks are.
+    pub backend: Backend,
+    /// The device refuses writes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// The card that serves it; see [`Topology::place`](crate::topology::Topology::place) for when it may be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "local")]
+    pub card: Option<Name>,
+}
+
+/// Where a volume's blocks are: exactly one of the keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "BackendKeys", into = "BackendKeys")]
+pub enum Backend {
+    /// A raw file, by path on the DPU: absolute, or relative to the DPU's volume directory.
+    File(String),
+    /// The DPU's memory: lost when the DPU process ends.
+    Memory,
+    /// Reads zeros, forgets writes: for measuring.
+    Null,
+}
+
+/// [`Backend`] as it is written: `{ file = "disk1.raw" }`, `{ memory = true }` or `{ null = true }`.
+#[derive(Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Backend)]
+struct BackendKeys {
+    /// A raw file, by path on the DPU: absolute, or relative to the DPU's volume directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    /// True: the DPU's memory, lost when the DPU process ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory: Option<bool>,
+    /// True: reads zeros, forgets writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    null: Option<bool>,
+}
+
+/// Keys that name no backend, or more than one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a backend is exactly one of {{ file = \"disk1.raw\" }}, {{ memory = true }} and {{ null = true }}")]
+pub struct BackendError;
+
+impl TryFrom<BackendKeys> for Backend {
+    type Error = BackendError;
+    fn try_from(keys: BackendKeys) -> Result<Self, BackendError> {
+        match (keys.file, keys.memory, keys.null) {
+            (Some(path), None, None) if !path.is_empty() && !path.contains('\0') => Ok(Self::File(path)),
+            (None, Some(true), None) => Ok(Self::Memory),
+            (None, None, Some(true)) => Ok(Self::Null),
+            _ => Err(BackendError),
+        }
+    }
+}
+
+impl From<Backend> for BackendKeys {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::File(path) => Self {
+                file: Some(path),
+                ..Self::default()
+            },
+            Backend::Memory => Self {
+                memory: Some(true),
+                ..Self::default()
+            },
+            Backend::Null => Self {
+                null: Some(true),
+                ..Self::default()
+            },
+        }
+    }
+}
+
+impl PartialSchema for Backend {
+    fn schema() -> RefOr<Schema> {
+        BackendKeys::schema()
+    }
+}
+
+impl ToSchema for Backend {
+    fn name() -> Cow<'static, str> {
+        BackendKeys::name()
+    }
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file {path}"),
+            Self::Memory => f.write_str("memory"),
+            Self::Null => f.write_str("null"),
+        }
+    }
+}
+
+impl From<&Backend> for desired::VolumeBackend {
+    fn from(backend: &Backend) -> Self {
+        match backend {
+            Backend::File(path) => Self::File { path: path.clone() },
+            Backend::Memory => Self::Memory,
+            Backend::Null => Self::Null,
+        }
+    }
+}
+
+/// A volume: what was declared and what is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeView {
+    /// As declared, with its card filled in.
+    pub spec: VolumeSpec,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Who may have it; absent before it was first granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<GrantView>,
+    /// Its live binding, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<BindingView>,
+    /// As the card last told; absent before it first did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<VolumeCounters>,
+}
+
+/// Counters of a volume since its card started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeCounters {
+    /// Read requests completed well.
+    pub read_requests: u64,
+    /// Bytes of those.
+    pub read_bytes: u64,
+    /// Write requests completed well.
+    pub write_requests: u64,
+    /// Bytes of those.
+    pub write_bytes: u64,
+    /// Flush requests completed well.
+    pub flush_requests: u64,
+    /// Requests that ended in an error status.
+    pub failed_requests: u64,
+}
+
+impl From<&card::VolumeCounters> for VolumeCounters {
+    fn from(told: &card::VolumeCounters) -> Self {
+        Self {
+            read_requests: told.read_requests,
+            read_bytes: told.read_bytes,
+            write_requests: told.write_requests,
+            write_bytes: told.write_bytes,
+            flush_requests: told.flush_requests,
+            failed_requests: told.failed_requests,
+        }
+    }
+}
