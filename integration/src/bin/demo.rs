@@ -105,7 +105,7 @@ fn main() -> ExitCode {
         report.good = false;
     }
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_header(["what", "measured", "as it should be"]);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(["what", "measured", "as it should be"]);
     table.add_rows(&report.rows);
     println!("{table}");
     report.say(if report.good { "demo: everything was seen" } else { "demo: NOT everything was seen" });
