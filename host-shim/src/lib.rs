@@ -1,1 +1,2 @@
-//! .
+//! The host shim.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The shim's executable.
+fn main() {}
