@@ -1,1 +1,35 @@
-//! .
+//! A virtio-net device (virtio 1.3 §5.1) behind vhost-user: from a driver's transmit ring to a checked frame, from a
+//! frame to a driver's receive ring. It knows queues, headers and offloads; it does not know where it runs, which
+//! ports there are, or who may talk to whom.
+//!
+//! The walk of a frame: [`tx`] takes a chain and copies the virtio header and the first bytes of the frame into
+//! private memory ([`frame`]); [`packet`] finds out what it is; [`offload`] checks what the sender asks for against
+//! that. After policy, which is elsewhere, [`deliver`] gives it to a receiver as it is, or with [`checksum`] completed
+//! or cut by [`segment`] for one that cannot take it, and [`rx`] writes it. Headers are written from the private bytes that were
+//! looked at; payload goes from guest memory to guest memory once.
+//!
+//! What it doesn't implement: several queue pairs and the control queue (the VMM owns both, and the configuration
+//! space, for a vhost-user network device), UDP segmentation, event index, packed rings, the legacy interface.
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod features;
+pub mod header;
+pub mod offload;
+pub mod packet;
+pub mod segment;
+
+use packet::ETHERNET_HEADER_LEN;
+
+/// First bytes of a frame that are copied to private memory and may be looked at, in bytes. All headers must fit.
+pub const HEAD_LEN_MAX: usize = 256;
+
+/// Largest frame taken from a guest, in bytes without the virtio header: a 65,536-byte IP packet and an Ethernet header
+/// (virtio 1.3 §5.1.6.3.1).
+pub const FRAME_LEN_MAX: usize = 65_550;
+
+/// IP packets larger than this must be TCP to be segmented, in bytes.
+pub const MTU_LEN_MAX: usize = 1_500;
+
+/// Largest frame that is not to be segmented, in bytes without the virtio header.
+pub const FRAME_MTU_LEN_MAX: usize = ETHERNET_HEADER_LEN + MTU_LEN_MAX;

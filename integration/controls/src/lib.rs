@@ -32,13 +32,15 @@ pub enum Check {
     HeadInFlight,
     /// Frames must carry the port's own source addresses.
     SourceGuard,
+    /// Offloads a guest asks for must be those of its frame, as parsed here.
+    OffloadFromParse,
     /// Flush waits for the backend to make writes durable.
     DurableFlush,
     /// The host gets only what a grant in force names.
     GrantRequired,
 }
 
-const ALL: [(Check, &str); 13] = [
+const ALL: [(Check, &str); 14] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -50,6 +52,7 @@ const ALL: [(Check, &str); 13] = [
     (Check::DescriptorRange, "descriptor-range"),
     (Check::HeadInFlight, "head-in-flight"),
     (Check::SourceGuard, "source-guard"),
+    (Check::OffloadFromParse, "offload-from-parse"),
     (Check::DurableFlush, "durable-flush"),
     (Check::GrantRequired, "grant-required"),
 ];

@@ -1,0 +1,242 @@
+//! Checksum and segmentation offload: what a sender asks for is checked against our own parse of its frame, and what
+//! a receiver is told is made from that parse alone.
+//!
+//! A virtio header is a licence to write: `csum_start` and `csum_offset` say where the receiver (or its NIC) stores two
+//! bytes. Passed on unchecked, they would rewrite addresses or ports after the source guard looked at them. So only
+//! the one place that the frame's protocol has is accepted (virtio 1.3 §5.1.6.2, §5.1.6.4), everything else is refused.
+
+use outboard_controls::{Check, on};
+
+use crate::{
+    FRAME_MTU_LEN_MAX,
+    checksum::pseudo_header,
+    features::Accepted,
+    header::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
+    packet::{
+        Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet, TCP_HEADER_LEN_MIN,
+    },
+};
+
+/// Offset of the checksum field in TCP's header (RFC 9293 §3.1).
+const TCP_CHECKSUM_OFFSET: u16 = 16;
+/// Offset of the checksum field in UDP's header (RFC 768).
+const UDP_CHECKSUM_OFFSET: u16 = 6;
+
+/// Why a sender's virtio header is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OffloadError {
+    /// An offload whose feature the driver did not take.
+    #[error("guest asked for an offload that it did not negotiate")]
+    NotNegotiated,
+    /// A checksum for a frame that is not whole TCP or UDP over IP.
+    #[error("guest asked for a checksum in a frame that has none to complete")]
+    NoChecksumField,
+    /// `csum_start` or `csum_offset` is not the protocol's.
+    #[error("guest pointed the checksum at another place than the protocol's field")]
+    ChecksumPlace,
+    /// `gso_type` is not the frame's protocol, or came without a checksum.
+    #[error("guest asked for a segmentation that is not its frame's protocol")]
+    SegmentationType,
+    /// `gso_size` is zero or gives packets beyond the MTU, or `hdr_len` is beyond the frame.
+    #[error("guest gave an impossible segment or header length")]
+    SegmentationSize,
+}
+
+/// The frame's checksum is not complete: the field holds the pseudo-header's sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartialChecksum {
+    /// Where the transport header starts.
+    pub start: usize,
+    /// Where the field is, from `start`.
+    pub offset: usize,
+    /// Transport header and payload, in bytes.
+    pub len: usize,
+    /// TCP or UDP.
+    pub protocol: u8,
+}
+
+/// The frame is one large TCP segment, to be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segmentation {
+    /// Ethernet, IP and TCP headers, in bytes.
+    pub headers_len: usize,
+    /// Payload of each packet but the last, in bytes.
+    pub payload_len: usize,
+    /// IPv6 rather than IPv4.
+    pub v6: bool,
+}
+
+/// What is left to do on a frame. Made by [`check`] only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The checksum to complete, if any.
+    pub checksum: Option<PartialChecksum>,
+    /// The segments to cut, if any; then there is a checksum too.
+    pub segmentation: Option<Segmentation>,
+    /// The header for a receiver that takes the frame as it is, but for `num_buffers`.
+    pub header: NetHeader,
+}
+
+impl Offload {
+    /// Can a receiver with these features take the frame as it is?
+    pub fn suits(&self, receiver: Accepted) -> bool {
+        let segmentation = match self.segmentation {
+            Some(Segmentation { v6: false, .. }) => receiver.guest_tso4,
+            Some(Segmentation { v6: true, .. }) => receiver.guest_tso6,
+            None => true,
+        };
+        segmentation && (self.checksum.is_none() || receiver.guest_csum)
+    }
+}
+
+/// Checks what the sender asks for, and writes the pseudo-header's sum, as we compute it, into the private bytes.
+///
+/// `head` are the inspected bytes of a frame of `frame_len` bytes that parsed as `packet`.
+pub fn check(
+    asked: &NetHeader,
+    packet: &Packet,
+    head: &mut [u8],
+    frame_len: usize,
+    sender: Accepted,
+) -> Result<Offload, OffloadError> {
+    let checked = check_inner(asked, packet, head, frame_len, sender);
+    if checked.is_err() && !on(Check::OffloadFromParse) {
+        return Ok(Offload {
+            header: *asked,
+            ..Offload::default()
+        });
+    }
+    let offload = checked?;
+    if let (Some(checksum), NetworkLayer::Ip(ip)) = (offload.checksum, packet.network) {
+        let len = u32::try_from(checksum.len).unwrap_or(u32::MAX);
+        let sum = pseudo_header(ip.addresses, checksum.protocol, len);
+        if let Some(field) = head
+            .get_mut(checksum.start + checksum.offset..)
+            .and_then(|b| b.first_chunk_mut::<2>())
+        {
+            *field = sum.to_be_bytes();
+        }
+    }
+    Ok(offload)
+}
+
+fn check_inner(
+    asked: &NetHeader,
+    packet: &Packet,
+    head: &[u8],
+    frame_len: usize,
+    sender: Accepted,
+) -> Result<Offload, OffloadError> {
+    // Flags the device does not know are ignored (virtio 1.3 §5.1.6.2.2); DATA_VALID is a receiver's flag.
+    if asked.flags & NEEDS_CSUM == 0 {
+        return match asked.gso_type {
+            GSO_NONE => Ok(Offload::default()),
+            _ => Err(OffloadError::SegmentationType),
+        };
+    }
+    if !sender.host_csum {
+        return Err(OffloadError::NotNegotiated);
+    }
+    let NetworkLayer::Ip(ip) = packet.network else {
+        return Err(OffloadError::NoChecksumField);
+    };
+    let offset = checksum_offset(&ip, head)?;
+    if usize::from(asked.csum_start) != ip.transport_offset || asked.csum_offset != offset {
+        return Err(OffloadError::ChecksumPlace);
+    }
+    let segmentation = match asked.gso_type {
+        GSO_NONE => None,
+        _ => segmentation(asked, &ip, head, frame_len, sender)?,
+    };
+    let checksum = PartialChecksum {
+        start: ip.transport_offset,
+        offset: usize::from(offset),
+        len: ip.transport_len,
+        protocol: ip.protocol,
+    };
+    let mut header = NetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: asked.csum_start, // equal to our transport offset
+        csum_offset: offset,
+        ..NetHeader::default()
+    };
+    if let Some(segmentation) = &segmentation {
+        header.gso_type = asked.gso_type;
+        header.gso_size = asked.gso_size;
+        header.hdr_len = u16::try_from(segmentation.headers_len).map_err(|_| OffloadError::SegmentationSize)?;
+    }
+    Ok(Offload {
+        checksum: Some(checksum),
+        segmentation,
+        header,
+    })
+}
+
+/// Where the protocol has its checksum field. UDP sums over its own length field: one that differs from IP's leaves no
+/// sum that both sides agree on.
+fn checksum_offset(ip: &IpPacket, head: &[u8]) -> Result<u16, OffloadError> {
+    if ip.fragment != Fragment::No || ip.routed {
+        return Err(OffloadError::NoChecksumField);
+    }
+    match ip.protocol {
+        IP_PROTOCOL_TCP => Ok(TCP_CHECKSUM_OFFSET),
+        IP_PROTOCOL_UDP if udp_len(head, ip) == Some(ip.transport_len) => Ok(UDP_CHECKSUM_OFFSET),
+        _ => Err(OffloadError::NoChecksumField),
+    }
+}
+
+fn udp_len(head: &[u8], ip: &IpPacket) -> Option<usize> {
+    head.get(ip.transport_offset + 4..)?
+        .first_chunk()
+        .map(|len| usize::from(u16::from_be_bytes(*len)))
+}
+
+/// The segmentation asked for; none if one segment holds all (senders may leave the type set on such frames).
+fn segmentation(
+    asked: &NetHeader,
+    ip: &IpPacket,
+    head: &[u8],
+    frame_len: usize,
+    sender: Accepted,
+) -> Result<Option<Segmentation>, OffloadError> {
+    let v6 = matches!(ip.addresses, IpAddresses::V6(..));
+    let (expected, negotiated) = if v6 {
+        (GSO_TCPV6, sender.host_tso6)
+    } else {
+        (GSO_TCPV4, sender.host_tso4)
+    };
+    if asked.gso_type != expected || ip.protocol != IP_PROTOCOL_TCP {
+        return Err(OffloadError::SegmentationType);
+    }
+    if !negotiated {
+        return Err(OffloadError::NotNegotiated);
+    }
+    // Padding would become payload of the last segment.
+    if ip.transport_offset + ip.transport_len != frame_len || usize::from(asked.hdr_len) > frame_len {
+        return Err(OffloadError::SegmentationSize);
+    }
+    let data_offset = head
+        .get(ip.transport_offset + 12)
+        .ok_or(OffloadError::SegmentationSize)?;
+    let tcp_header_len = usize::from(data_offset >> 4) * 4;
+    let headers_len = ip.transport_offset + tcp_header_len;
+    if tcp_header_len < TCP_HEADER_LEN_MIN || tcp_header_len > ip.transport_len || headers_len > head.len() {
+        return Err(OffloadError::SegmentationSize);
+    }
+    let payload_len = usize::from(asked.gso_size);
+    if payload_len == 0 || headers_len + payload_len > FRAME_MTU_LEN_MAX {
+        return Err(OffloadError::SegmentationSize);
+    }
+    if frame_len - headers_len <= payload_len {
+        return Ok(None);
+    }
+    Ok(Some(Segmentation {
+        headers_len,
+        payload_len,
+        v6,
+    }))
+}
+
+#[cfg(test)]
+#[path = "offload_tests.rs"]
+mod tests;

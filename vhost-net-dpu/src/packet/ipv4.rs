@@ -1,0 +1,85 @@
+//! IPv4 (RFC 791).
+
+use std::net::Ipv4Addr;
+
+use super::{ETHERNET_HEADER_LEN, Flaw, Fragment, IpAddresses, IpPacket, ParseError, View, transport_header_len_min};
+
+/// IPv4's header without options, in bytes.
+const HEADER_LEN_MIN: usize = 20;
+/// Flag and mask of the flags-and-offset word.
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET_MASK: u16 = 0x1fff;
+
+pub(super) fn parse(view: View<'_>) -> Result<IpPacket, ParseError> {
+    parse_inner(view).map_err(ParseError::Ipv4)
+}
+
+fn parse_inner(view: View<'_>) -> Result<IpPacket, Flaw> {
+    let header = view
+        .bytes::<HEADER_LEN_MIN>(ETHERNET_HEADER_LEN)
+        .ok_or(Flaw::Truncated)?;
+    let [
+        first,
+        _,
+        l0,
+        l1,
+        _,
+        _,
+        f0,
+        f1,
+        ttl,
+        protocol,
+        _,
+        _,
+        s0,
+        s1,
+        s2,
+        s3,
+        d0,
+        d1,
+        d2,
+        d3,
+    ] = *header;
+    if first >> 4 != 4 {
+        return Err(Flaw::Version);
+    }
+    let header_len = usize::from(first & 0xf) * 4;
+    let total_len = usize::from(u16::from_be_bytes([l0, l1]));
+    if header_len < HEADER_LEN_MIN {
+        return Err(Flaw::HeaderLength);
+    }
+    if total_len < header_len || total_len > view.frame_len - ETHERNET_HEADER_LEN {
+        return Err(Flaw::TotalLength);
+    }
+    let transport_len = total_len - header_len;
+    let fragment = fragment(u16::from_be_bytes([f0, f1]), transport_len)?;
+    if fragment != Fragment::Later && transport_len < transport_header_len_min(protocol) {
+        return Err(if fragment == Fragment::First {
+            Flaw::Fragment
+        } else {
+            Flaw::Truncated
+        });
+    }
+    Ok(IpPacket {
+        addresses: IpAddresses::V4(Ipv4Addr::new(s0, s1, s2, s3), Ipv4Addr::new(d0, d1, d2, d3)),
+        hop_limit: ttl,
+        protocol,
+        transport_offset: ETHERNET_HEADER_LEN + header_len,
+        transport_len,
+        fragment,
+        routed: false,
+    })
+}
+
+/// Which fragment it is; impossible ones (not a multiple of 8 with more to come, ending past 65,535) are refused.
+fn fragment(word: u16, data_len: usize) -> Result<Fragment, Flaw> {
+    let more = word & MORE_FRAGMENTS != 0;
+    let offset = usize::from(word & OFFSET_MASK) * 8;
+    if !more && offset == 0 {
+        return Ok(Fragment::No);
+    }
+    if data_len == 0 || more && !data_len.is_multiple_of(8) || offset + data_len > usize::from(u16::MAX) {
+        return Err(Flaw::Fragment);
+    }
+    Ok(if offset == 0 { Fragment::First } else { Fragment::Later })
+}
