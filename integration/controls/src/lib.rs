@@ -38,9 +38,17 @@ pub enum Check {
     DurableFlush,
     /// The host gets only what a grant in force names.
     GrantRequired,
+    /// Buffers and the parts of a ring may not overlap the ring.
+    RingOverlap,
+    /// avail.idx may be ahead by no more than the queue's size.
+    AvailIndex,
+    /// A head must be a descriptor of the queue.
+    HeadInRange,
+    /// Guest memory must be a memory file, whose pages are there at once.
+    MemoryFileOnly,
 }
 
-const ALL: [(Check, &str); 14] = [
+const ALL: [(Check, &str); 18] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -55,6 +63,10 @@ const ALL: [(Check, &str); 14] = [
     (Check::OffloadFromParse, "offload-from-parse"),
     (Check::DurableFlush, "durable-flush"),
     (Check::GrantRequired, "grant-required"),
+    (Check::RingOverlap, "ring-overlap"),
+    (Check::AvailIndex, "avail-index"),
+    (Check::HeadInRange, "head-in-range"),
+    (Check::MemoryFileOnly, "memory-file-only"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

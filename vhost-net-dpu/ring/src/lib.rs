@@ -1,1 +1,38 @@
-//! .
+//! Guest memory and split virtqueues for devices whose driver is hostile.
+//!
+//! A ring and everything in it is written by a guest that may change any byte at any time, and the memory itself
+//! belongs to a host that may take it away. So:
+//!
+//! * [`GuestMemory`] maps only what lies inside memory files, and a page that vanishes later poisons that memory
+//!   instead of killing the process ([`GuestMemory::poisoned`]).
+//! * Each field of shared memory is read once. A descriptor is one 16-byte read into a local; what was checked is what
+//!   is used.
+//! * [`SplitRing`] hands out a [`Chain`] only when every descriptor of it is in order. One malformed chain is reported
+//!   once and latches the ring; other rings go on.
+//! * Nothing here allocates per packet, blocks, or makes a system call, except [`KickFd::drain`].
+//!
+//! # What it doesn't implement
+//!
+//! Packed rings, in-flight logs, dirty logging, and an IOMMU (`VIRTIO_F_ACCESS_PLATFORM`). A guest's memory that is
+//! backed by anything but tmpfs, a memfd or hugetlbfs is refused.
+
+mod chain;
+mod descriptor;
+#[cfg(feature = "driver")]
+pub mod driver;
+mod inflight;
+mod layout;
+mod mapping;
+mod memory;
+mod notify;
+mod sigbus;
+mod split;
+mod walk;
+
+pub use chain::{Chain, ChainError, Segment, copy};
+pub use descriptor::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
+pub use layout::{ConfigFault, QUEUE_SIZE_MAX, RingConfig};
+pub use memory::{GUEST_MEMORY_LEN_MAX, GuestMemory, MemoryError, REGION_COUNT_MAX, RegionSpec};
+pub use notify::{CallFd, KickFd, NotifyError, Signals};
+pub use split::{RingError, SplitRing};
+pub use walk::ChainFault;

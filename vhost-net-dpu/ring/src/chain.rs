@@ -1,0 +1,245 @@
+//! A descriptor chain that was read once and checked.
+
+use outboard_controls::{Check, on};
+
+use crate::memory::{GuestMemory, MemoryError};
+
+/// Segments a new [`Chain`] has room for. Longer chains make it grow, up to the queue size, and it stays that large.
+const SEGMENT_COUNT_START: usize = 32;
+
+/// A buffer of a chain, within one region of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Length in bytes, never 0.
+    pub len: u32,
+}
+
+/// Why bytes of a chain could not be copied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// The chain is shorter.
+    #[error("guest gave a chain of {chain_len} {direction} bytes where {wanted} are needed")]
+    TooShort {
+        /// "readable" or "writable".
+        direction: &'static str,
+        /// Bytes there are.
+        chain_len: u64,
+        /// Bytes that were asked for, from the chain's start.
+        wanted: u64,
+    },
+    /// Its memory is gone.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// A chain whose every descriptor was read once and checked. It can be used again and holds no borrow: it must be used
+/// with the memory of the ring that filled it.
+#[derive(Debug)]
+pub struct Chain {
+    head: u16,
+    /// The readable ones first.
+    segments: Vec<Segment>,
+    readable_count: usize,
+    readable_len: u64,
+    writable_len: u64,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Chain {
+    /// An empty chain.
+    pub fn new() -> Self {
+        Self {
+            head: 0,
+            segments: Vec::with_capacity(SEGMENT_COUNT_START),
+            readable_count: 0,
+            readable_len: 0,
+            writable_len: 0,
+        }
+    }
+
+    /// The index of its first descriptor, by which it is given back.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// What the device may read, in order.
+    pub fn readable(&self) -> &[Segment] {
+        &self.segments[..self.readable_count]
+    }
+
+    /// What the device may write, in order.
+    pub fn writable(&self) -> &[Segment] {
+        &self.segments[self.readable_count..]
+    }
+
+    /// Bytes the device may read.
+    pub fn readable_len(&self) -> u64 {
+        self.readable_len
+    }
+
+    /// Bytes the device may write.
+    pub fn writable_len(&self) -> u64 {
+        self.writable_len
+    }
+
+    /// Copy readable bytes from `offset` to `buf`.
+    ///
+    /// # Errors
+    /// The chain has fewer bytes, or its memory was taken away.
+    pub fn read_at(&self, mem: &GuestMemory, offset: u64, buf: &mut [u8]) -> Result<(), ChainError> {
+        let mut cursor = Cursor::new(self.readable(), self.readable_len, "readable", offset, buf.len() as u64)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let (addr, piece) = cursor.next(buf.len() - done);
+            mem.read(addr, &mut buf[done..done + piece])?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Copy `buf` to the writable bytes from `offset`.
+    ///
+    /// # Errors
+    /// As for [`Chain::read_at`].
+    pub fn write_at(&self, mem: &GuestMemory, offset: u64, buf: &[u8]) -> Result<(), ChainError> {
+        let mut cursor = Cursor::new(self.writable(), self.writable_len, "writable", offset, buf.len() as u64)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let (addr, piece) = cursor.next(buf.len() - done);
+            mem.write(addr, &buf[done..done + piece])?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Make it the empty chain of `head`.
+    pub(crate) fn reset(&mut self, head: u16) {
+        self.head = head;
+        self.segments.clear();
+        (self.readable_count, self.readable_len, self.writable_len) = (0, 0, 0);
+    }
+
+    /// Bytes in all.
+    pub(crate) fn total_len(&self) -> u64 {
+        self.readable_len + self.writable_len
+    }
+
+    /// Add a buffer. False if it is readable and comes after a writable one.
+    pub(crate) fn push(&mut self, segment: Segment, write: bool) -> bool {
+        if write {
+            self.segments.push(segment);
+            self.writable_len += u64::from(segment.len);
+            return true;
+        }
+        if self.readable_count != self.segments.len() && on(Check::WholeChain) {
+            return false;
+        }
+        self.segments.insert(self.readable_count, segment);
+        self.readable_count += 1;
+        self.readable_len += u64::from(segment.len);
+        true
+    }
+}
+
+/// Copy `len` bytes from the readable part of `src` to the writable part of `dst`, guest to guest, in one copy.
+///
+/// # Errors
+/// One of the chains has fewer bytes, or its memory was taken away.
+pub fn copy(
+    src_mem: &GuestMemory,
+    src: &Chain,
+    src_offset: u64,
+    dst_mem: &GuestMemory,
+    dst: &Chain,
+    dst_offset: u64,
+    len: usize,
+) -> Result<(), ChainError> {
+    let wanted = len as u64;
+    let mut from = Cursor::new(src.readable(), src.readable_len, "readable", src_offset, wanted)?;
+    let mut to = Cursor::new(dst.writable(), dst.writable_len, "writable", dst_offset, wanted)?;
+    let mut left = len;
+    while left > 0 {
+        let piece = left.min(from.piece_len()).min(to.piece_len());
+        let (src_addr, _) = from.next(piece);
+        let (dst_addr, _) = to.next(piece);
+        src_mem
+            .slice(src_addr, piece)?
+            .copy_to_volatile_slice(dst_mem.slice(dst_addr, piece)?);
+        left -= piece;
+    }
+    if src_mem.poisoned() || dst_mem.poisoned() {
+        return Err(MemoryError::Vanished.into());
+    }
+    Ok(())
+}
+
+/// A place in a list of segments from which a known number of bytes is there.
+struct Cursor<'a> {
+    segments: &'a [Segment],
+    /// Bytes of the first segment that are behind us.
+    offset: u32,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(
+        segments: &'a [Segment],
+        chain_len: u64,
+        direction: &'static str,
+        offset: u64,
+        len: u64,
+    ) -> Result<Self, ChainError> {
+        let wanted = offset.saturating_add(len);
+        if wanted > chain_len {
+            return Err(ChainError::TooShort {
+                direction,
+                chain_len,
+                wanted,
+            });
+        }
+        let mut skip = offset;
+        let mut rest = segments;
+        while let [first, others @ ..] = rest
+            && skip >= u64::from(first.len)
+        {
+            skip -= u64::from(first.len);
+            rest = others;
+        }
+        // Less than the first segment's length, or 0 at the end.
+        Ok(Self {
+            segments: rest,
+            offset: u32::try_from(skip).unwrap_or(0),
+        })
+    }
+
+    /// Bytes left in the present segment; not 0 before the end.
+    fn piece_len(&self) -> usize {
+        self.segments
+            .first()
+            .map_or(0, |segment| (segment.len - self.offset) as usize)
+    }
+
+    /// Go on by at most `len` bytes of one segment: where they are, and how many.
+    fn next(&mut self, len: usize) -> (u64, usize) {
+        let Some((first, others)) = self.segments.split_first() else {
+            return (0, 0);
+        };
+        let addr = first.addr.wrapping_add(u64::from(self.offset));
+        let piece = len.min(self.piece_len());
+        // No more than the segment's length, which is a u32.
+        self.offset += u32::try_from(piece).unwrap_or(0);
+        if self.offset == first.len {
+            (self.segments, self.offset) = (others, 0);
+        }
+        (addr, piece)
+    }
+}
+
+#[cfg(test)]
+mod tests;

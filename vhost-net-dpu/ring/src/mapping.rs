@@ -1,0 +1,136 @@
+//! One shared mapping of a memory file, guarded against faults.
+
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    ptr::NonNull,
+    sync::{Arc, atomic::Ordering},
+};
+
+use outboard_controls::{Check, on};
+use rustix::{
+    io::Errno,
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+};
+use vm_memory::{AtomicAccess, ByteValued, Bytes, VolatileMemory, VolatileMemoryError, VolatileSlice};
+
+use crate::sigbus::{GuardError, Registration};
+
+/// Why a file could not be mapped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum MapError {
+    Mmap(Errno),
+    Guard(GuardError),
+}
+
+/// Mapped bytes of a file. Reached only through [`VolatileSlice`]s: the guest changes them at any time.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+    guard: Option<Registration>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and lives until it is dropped.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; it is accessed only by volatile and atomic operations, from any number of threads.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Map `len` bytes of `file` from `offset`, both multiples of the file's page size.
+    pub(crate) fn new(file: &File, offset: u64, len: usize) -> Result<Self, MapError> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel picks the place, so that nothing that exists is touched.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, file.as_fd(), offset) };
+        let start = start.map_err(MapError::Mmap)?;
+        let start = NonNull::new(start.cast()).ok_or(MapError::Mmap(Errno::NOMEM))?;
+        // From here on dropping it unmaps.
+        let mut mapping = Self {
+            start,
+            len,
+            guard: None,
+        };
+        // A guest's memory has no place in a core file of ours.
+        // SAFETY: the range is the mapping just made. The advice changes no byte of it.
+        if let Err(error) = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontDump) } {
+            tracing::warn!(%error, "guest memory could not be excluded from core files");
+        }
+        if on(Check::SigbusGuard) {
+            let guard = Registration::new(start.as_ptr() as usize, len).map_err(MapError::Guard)?;
+            mapping.guard = Some(guard);
+        }
+        Ok(mapping)
+    }
+
+    /// Did a fault replace it by zero pages?
+    pub(crate) fn poisoned(&self) -> bool {
+        self.guard.as_ref().is_some_and(Registration::poisoned)
+    }
+
+    /// `len` bytes from `offset`, if they are inside.
+    #[inline]
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_>> {
+        if offset > self.len || len > self.len - offset {
+            return None;
+        }
+        // SAFETY: the bytes are inside the mapping, which outlives the slice, and are accessed only as volatile.
+        Some(unsafe { VolatileSlice::new(self.start.as_ptr().add(offset), len) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // A range that is no longer ours must not be replaced by a fault.
+        self.guard = None;
+        // SAFETY: the range is this mapping, and no slice of it can be left, since slices borrow it.
+        if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.len) } {
+            tracing::error!(%error, len_bytes = self.len, "guest memory could not be unmapped");
+        }
+    }
+}
+
+/// A part of a mapping that is looked up once and then accessed by offset, such as a ring's descriptor table.
+#[derive(Debug)]
+pub(crate) struct Area {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    len: usize,
+}
+
+impl Area {
+    /// `len` bytes of `mapping` from `offset`, if they are inside.
+    pub(crate) fn new(mapping: Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
+        mapping.slice(offset, len)?;
+        Some(Self { mapping, offset, len })
+    }
+
+    #[inline]
+    fn bytes(&self) -> VolatileSlice<'_> {
+        // SAFETY: `new` found the range inside the mapping, which neither moves nor shrinks while it is held here.
+        unsafe { VolatileSlice::new(self.mapping.start.as_ptr().add(self.offset), self.len) }
+    }
+
+    /// Read a naturally aligned value, once.
+    #[inline]
+    pub(crate) fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, VolatileMemoryError> {
+        self.bytes().load(offset, order)
+    }
+
+    /// Write a naturally aligned value, once.
+    #[inline]
+    pub(crate) fn store<T: AtomicAccess>(
+        &self,
+        value: T,
+        offset: usize,
+        order: Ordering,
+    ) -> Result<(), VolatileMemoryError> {
+        self.bytes().store(value, offset, order)
+    }
+
+    /// Read a value of any alignment by one volatile read.
+    #[inline]
+    pub(crate) fn read<T: ByteValued>(&self, offset: usize) -> Result<T, VolatileMemoryError> {
+        Ok(self.bytes().get_ref::<T>(offset)?.load())
+    }
+}

@@ -1,0 +1,232 @@
+//! From a head to a checked chain (virtio 1.3 §2.7.5).
+
+use outboard_controls::{Check, on};
+use vm_memory::VolatileMemory;
+
+use crate::{
+    chain::{Chain, Segment},
+    descriptor::{DESC_LEN, Descriptor},
+    layout::Layout,
+    memory::{GuestMemory, MemoryError},
+};
+
+/// Bytes a chain may have in all (virtio 1.3 §2.7.5: a driver must not make a chain longer than 2^32 bytes).
+const CHAIN_LEN_MAX: u64 = 1 << 32;
+
+/// What is wrong with a chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainFault {
+    /// More descriptors than the queue has (virtio 1.3 §2.7.5.3.1), as with a loop.
+    #[error("it loops or has more than {max} descriptors, the queue's size")]
+    TooLong {
+        /// The queue's size.
+        max: u16,
+    },
+    /// A descriptor names a next one that does not exist.
+    #[error("descriptor {index} goes on at {next}, but there are {count}")]
+    NextOutOfRange {
+        /// Which descriptor of its table.
+        index: u16,
+        /// What it names.
+        next: u16,
+        /// Descriptors in that table.
+        count: u16,
+    },
+    /// An indirect table, but the feature was not negotiated (virtio 1.3 §2.7.5.3.1).
+    #[error("descriptor {index} is indirect, which was not negotiated")]
+    IndirectNotNegotiated {
+        /// Which descriptor.
+        index: u16,
+    },
+    /// An indirect descriptor that goes on (virtio 1.3 §2.7.5.3.1).
+    #[error("descriptor {index} is indirect and has a next one")]
+    IndirectWithNext {
+        /// Which descriptor.
+        index: u16,
+    },
+    /// An indirect descriptor inside an indirect table (virtio 1.3 §2.7.5.3.1).
+    #[error("descriptor {index} of an indirect table is indirect itself")]
+    NestedIndirect {
+        /// Which descriptor of the table.
+        index: u16,
+    },
+    /// An indirect table whose length is no number of descriptors, or more than the queue's size of them.
+    #[error("an indirect table of {len} bytes: it must be a multiple of 16, not 0, and at most {max} descriptors")]
+    IndirectLen {
+        /// Its length in bytes.
+        len: u32,
+        /// The queue's size.
+        max: u16,
+    },
+    /// An indirect table that spans regions of memory, or is not in memory.
+    #[error("an indirect table that is not in one piece of memory: {0}")]
+    IndirectUnmapped(MemoryError),
+    /// A buffer of no bytes.
+    #[error("a buffer at {addr:#x} of length 0")]
+    EmptyBuffer {
+        /// Guest-physical address.
+        addr: u64,
+    },
+    /// A buffer outside of memory, or one that wraps around.
+    #[error("a buffer at {addr:#x} of {len} bytes that is not in the guest's memory")]
+    Unmapped {
+        /// Guest-physical address.
+        addr: u64,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// A buffer over the ring itself.
+    #[error("a buffer at {addr:#x} of {len} bytes that lies over the ring itself")]
+    InRing {
+        /// Guest-physical address.
+        addr: u64,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// A readable buffer after a writable one (virtio 1.3 §2.7.4.2).
+    #[error("a readable buffer at {addr:#x} after a writable one")]
+    ReadableAfterWritable {
+        /// Guest-physical address.
+        addr: u64,
+    },
+    /// More than 4 GiB in all.
+    #[error("it has more than {CHAIN_LEN_MAX} bytes")]
+    TooManyBytes,
+}
+
+/// Fill `chain` from the descriptors at `head`, which must be below the queue's size.
+pub(crate) fn walk(layout: &Layout, mem: &GuestMemory, head: u16, chain: &mut Chain) -> Result<(), ChainFault> {
+    chain.reset(head);
+    let mut walk = Walk {
+        layout,
+        mem,
+        chain,
+        left: layout.size,
+    };
+    match walk.direct(head) {
+        // The control of "rejected whole": hand out what was good so far, as an iterator that just ends would.
+        Err(_) if !on(Check::WholeChain) => Ok(()),
+        result => result,
+    }
+}
+
+struct Walk<'a> {
+    layout: &'a Layout,
+    mem: &'a GuestMemory,
+    chain: &'a mut Chain,
+    /// Descriptors it may still have. A loop uses it up.
+    left: u16,
+}
+
+impl Walk<'_> {
+    fn direct(&mut self, head: u16) -> Result<(), ChainFault> {
+        let size = self.layout.size;
+        let mut index = head;
+        loop {
+            // One read; the guest may change it behind our back, and what was checked must be what is used.
+            let raw = self.layout.desc.read::<u128>(DESC_LEN * usize::from(index));
+            let descriptor = Descriptor::from_raw(raw.map_err(|_| ChainFault::NextOutOfRange {
+                index,
+                next: index,
+                count: size,
+            })?);
+            if descriptor.is_indirect() {
+                return self.indirect(index, descriptor);
+            }
+            self.buffer(descriptor)?;
+            match self.next(index, descriptor, size)? {
+                Some(next) => index = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// A table of descriptors in guest memory, which ends the chain. Its own WRITE flag means nothing
+    /// (virtio 1.3 §2.7.5.3.2).
+    fn indirect(&mut self, at: u16, table: Descriptor) -> Result<(), ChainFault> {
+        if !self.layout.indirect {
+            return Err(ChainFault::IndirectNotNegotiated { index: at });
+        }
+        if table.has_next() {
+            return Err(ChainFault::IndirectWithNext { index: at });
+        }
+        let Descriptor { addr, len, .. } = table;
+        let bad_len = ChainFault::IndirectLen {
+            len,
+            max: self.layout.size,
+        };
+        let bytes = len as usize;
+        let count = u16::try_from(bytes / DESC_LEN).map_err(|_| bad_len.clone())?;
+        if bytes % DESC_LEN != 0 || count == 0 || count > self.layout.size {
+            return Err(bad_len);
+        }
+        let entries = self.mem.slice(addr, bytes).map_err(ChainFault::IndirectUnmapped)?;
+        if self.layout.holds(&(addr..addr + u64::from(len))) && on(Check::RingOverlap) {
+            return Err(ChainFault::InRing { addr, len });
+        }
+        let mut index = 0;
+        loop {
+            // One read, as above. A table may have any alignment.
+            let raw = entries
+                .get_ref::<u128>(DESC_LEN * usize::from(index))
+                .map_err(|_| bad_len.clone())?
+                .load();
+            let descriptor = Descriptor::from_raw(raw);
+            if descriptor.is_indirect() {
+                return Err(ChainFault::NestedIndirect { index });
+            }
+            self.buffer(descriptor)?;
+            match self.next(index, descriptor, count)? {
+                Some(next) => index = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The index of the descriptor after this one in a table of `count`.
+    fn next(&self, index: u16, descriptor: Descriptor, count: u16) -> Result<Option<u16>, ChainFault> {
+        match descriptor.next {
+            _ if !descriptor.has_next() => Ok(None),
+            next if next < count => Ok(Some(next)),
+            next => Err(ChainFault::NextOutOfRange { index, next, count }),
+        }
+    }
+
+    /// Check a buffer and add it to the chain, a segment for each region of memory it spans.
+    fn buffer(&mut self, descriptor: Descriptor) -> Result<(), ChainFault> {
+        let Descriptor { addr, len, .. } = descriptor;
+        self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or(ChainFault::TooLong { max: self.layout.size })?;
+        if len == 0 {
+            return Err(ChainFault::EmptyBuffer { addr });
+        }
+        if self.chain.total_len() + u64::from(len) > CHAIN_LEN_MAX {
+            return Err(ChainFault::TooManyBytes);
+        }
+        let unmapped = ChainFault::Unmapped { addr, len };
+        if !on(Check::DescriptorRange) {
+            self.chain.push(Segment { addr, len }, descriptor.is_write());
+            return Ok(());
+        }
+        let end = addr.checked_add(u64::from(len)).ok_or(unmapped.clone())?;
+        if self.layout.holds(&(addr..end)) && on(Check::RingOverlap) {
+            return Err(ChainFault::InRing { addr, len });
+        }
+        let mut at = addr;
+        while at < end {
+            let piece = self.mem.first_piece(at, end - at).ok_or(unmapped.clone())?;
+            // Not above `len`.
+            let segment = Segment {
+                addr: at,
+                len: u32::try_from(piece).map_err(|_| unmapped.clone())?,
+            };
+            if !self.chain.push(segment, descriptor.is_write()) {
+                return Err(ChainFault::ReadableAfterWritable { addr });
+            }
+            at += piece;
+        }
+        Ok(())
+    }
+}
