@@ -3,6 +3,9 @@
 
 pub mod clock;
 pub mod config;
+pub mod core;
 pub mod error;
 pub mod identity;
+pub mod inventory;
 pub mod store;
+pub mod views;

@@ -10,7 +10,7 @@ mod tls;
 mod token;
 
 pub use authority::{Authority, CARD_CERT_TTL_S, Issued, IssueError, OPERATOR_CERT_TTL_S, SERVER_CERT_TTL_S};
-pub use peer::{Kind, Peer, PeerError, fingerprint};
+pub use peer::{Kind, Peer, PeerError, fingerprint, sha256_hex};
 pub use private_file::write_private;
 pub use tls::ServerTls;
 pub use token::{TokenRecord, TokenVerdict, new_secret};

@@ -92,7 +92,7 @@ fn only<'a>(mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>) -> 
 
 /// SHA-256, in hex.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    hex(&sha256(certificate))
+    sha256_hex(certificate)
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -101,6 +101,11 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// SHA-256 of `bytes`, in hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&sha256(bytes))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -46,9 +46,13 @@ pub enum Check {
     HeadInRange,
     /// Guest memory must be a memory file, whose pages are there at once.
     MemoryFileOnly,
+    /// An enrolment token works once.
+    TokenOnce,
+    /// A card comes with the serial it was enrolled with.
+    CardSerial,
 }
 
-const ALL: [(Check, &str); 18] = [
+const ALL: [(Check, &str); 20] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -67,6 +71,8 @@ const ALL: [(Check, &str); 18] = [
     (Check::AvailIndex, "avail-index"),
     (Check::HeadInRange, "head-in-range"),
     (Check::MemoryFileOnly, "memory-file-only"),
+    (Check::TokenOnce, "token-once"),
+    (Check::CardSerial, "card-serial"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -1,0 +1,80 @@
+//! Repeated operations: one effect, one answer.
+
+use outboard_api::OPERATION_RESULT_TTL_S;
+use outboard_api::error::ErrorBody;
+
+use super::{Draft, Failure, Operation};
+use crate::inventory::{Action, OPERATION_RESULT_LEN_MAX, OPERATIONS_MAX, OperationRecord, Record, RecordKey};
+
+/// What a command is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// HTTP status.
+    pub status: u16,
+    /// JSON; empty with status 204.
+    pub body: String,
+    /// The answer itself is the caller's to make, and must not be kept.
+    pub secret: bool,
+}
+
+/// The answer to an operation that was seen before.
+///
+/// # Errors
+/// The failure it was answered with then, or a conflict.
+pub fn repeated(record: &OperationRecord, operation: &Operation) -> Result<Outcome, Failure> {
+    let object = format!("operation {}", operation.id);
+    if record.request_sha256 != operation.request_sha256 {
+        let message = "this operation id came before with another request";
+        return Err(Failure::about(409, "operation_conflict", object, message, "use a new operation id for a new request"));
+    }
+    match &record.body {
+        None => Err(Failure::about(
+            409,
+            "result_not_kept",
+            object,
+            format!("this operation was done before (status {}); its answer held a secret or was too long to keep", record.status),
+            "look at the present state; for a new token or certificate repeat the request with a new operation id",
+        )),
+        Some(body) if record.status < 400 => {
+            Ok(Outcome { status: record.status, body: body.clone(), secret: false })
+        }
+        Some(body) => match serde_json::from_str::<ErrorBody>(body) {
+            Ok(body) => Err(Failure { status: record.status, body }),
+            Err(e) => Err(Failure::about(500, "internal", object, format!("its stored answer is damaged: {e}"), "report this")),
+        },
+    }
+}
+
+/// The record of an operation that was done.
+pub fn done(operation: &Operation, outcome: &Outcome, now_s: u64) -> OperationRecord {
+    let keep = !outcome.secret && outcome.body.len() <= OPERATION_RESULT_LEN_MAX;
+    OperationRecord {
+        id: operation.id,
+        request_sha256: operation.request_sha256.clone(),
+        status: outcome.status,
+        body: keep.then(|| outcome.body.clone()),
+        done_s: now_s,
+    }
+}
+
+/// The record of an operation that was refused.
+pub fn refused(operation: &Operation, failure: &Failure, now_s: u64) -> OperationRecord {
+    OperationRecord {
+        id: operation.id,
+        request_sha256: operation.request_sha256.clone(),
+        status: failure.status,
+        body: serde_json::to_string(&failure.body).ok(),
+        done_s: now_s,
+    }
+}
+
+/// Adds a record; drops those that are past their time and, beyond the bound, the oldest.
+pub fn keep(draft: &mut Draft<'_>, record: OperationRecord, now_s: u64) {
+    let is_past = |o: &&OperationRecord| now_s.saturating_sub(o.done_s) > OPERATION_RESULT_TTL_S;
+    let mut gone: Vec<_> = draft.operations.values().filter(is_past).map(|o| o.id).collect();
+    if gone.is_empty() && draft.operations.len() >= OPERATIONS_MAX {
+        gone.extend(draft.operations.values().min_by_key(|o| o.done_s).map(|o| o.id));
+    }
+    gone.into_iter().for_each(|id| draft.apply(Action::Remove(RecordKey::Operation(id))));
+    draft.apply(Action::Put(Record::Operation(record)));
+}
