@@ -50,9 +50,19 @@ pub enum Check {
     TokenOnce,
     /// A card comes with the serial it was enrolled with.
     CardSerial,
+    /// What is said about another generation or incarnation than the one in force is refused.
+    GenerationFence,
+    /// A generation or desired state older than one seen before is never taken up again.
+    HighWater,
+    /// An object is bound anew only after its former binding has ended.
+    OneBinding,
+    /// A mutation that was done is answered again, not done again.
+    OperationReplay,
+    /// What is acknowledged is durable already.
+    PersistFirst,
 }
 
-const ALL: [(Check, &str); 20] = [
+const ALL: [(Check, &str); 25] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -73,6 +83,11 @@ const ALL: [(Check, &str); 20] = [
     (Check::MemoryFileOnly, "memory-file-only"),
     (Check::TokenOnce, "token-once"),
     (Check::CardSerial, "card-serial"),
+    (Check::GenerationFence, "generation-fence"),
+    (Check::HighWater, "high-water"),
+    (Check::OneBinding, "one-binding"),
+    (Check::OperationReplay, "operation-replay"),
+    (Check::PersistFirst, "persist-first"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.
