@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outboard_protocol::{
-    binding::State,
+    binding::{Event, State},
     card::CARD_MESSAGE_LEN_MAX,
     id::{FunctionId, FunctionKind, Generation, Name, ObjectRef, Revision},
 };
@@ -39,7 +39,7 @@ fn end_unwanted(draft: &mut Draft<'_>, now_s: u64) {
     };
     let ending: Vec<BindingRecord> = draft.bindings.values().filter(unwanted).cloned().collect();
     for binding in ending {
-        let ended = end(draft, binding, now_s);
+        let ended = end(draft, &binding, now_s);
         draft.apply(Action::Put(Record::Binding(ended)));
     }
 }
@@ -50,20 +50,14 @@ fn serves(binding: &BindingRecord, placement: &Placement) -> bool {
 }
 
 /// The binding, to end with the next revision of its card's desired state; at once where no card can hold it.
-pub fn end(inventory: &Inventory, mut binding: BindingRecord, now_s: u64) -> BindingRecord {
-    let next = match inventory.cards.get(&binding.function.card) {
+pub fn end(inventory: &Inventory, binding: &BindingRecord, now_s: u64) -> BindingRecord {
+    match inventory.cards.get(&binding.function.card) {
         // Without a certificate no card has ever been told.
-        Some(CardRecord { certificate: Some(_), revision, .. }) => Some(revision.next()),
-        _ => None,
-    };
-    binding.state = match (next, binding.state) {
-        (None, _) => State::Released,
-        (Some(_), State::Quarantined) => State::Quarantined,
-        (Some(_), _) => State::Draining,
-    };
-    binding.ends_at = next;
-    binding.since_s = now_s;
-    binding
+        Some(CardRecord { certificate: Some(_), revision, .. }) => {
+            BindingRecord { ends_at: Some(revision.next()), ..binding.after(&Event::Revoke, now_s) }
+        }
+        _ => binding.after(&Event::CardRemoved, now_s),
+    }
 }
 
 /// Drops released bindings of objects that are gone, and keeps their generation as the floor for new objects.

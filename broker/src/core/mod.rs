@@ -98,7 +98,7 @@ impl Core {
         if let Some(operation) = operation
             && let Some(record) = self.inventory.operations.get(&operation.id)
         {
-            return operations::repeated(record, operation);
+            return operations::repeated(record, operation, now_s);
         }
         let outcome = self.carry_out(operation, command, now_s);
         match (&outcome, operation) {

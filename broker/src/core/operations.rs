@@ -1,7 +1,8 @@
 //! Repeated operations: one effect, one answer.
 
-use outboard_api::OPERATION_RESULT_TTL_S;
-use outboard_api::error::ErrorBody;
+use outboard_api::{OPERATION_RESULT_TTL_S, error::ErrorBody};
+use outboard_protocol::operation::ID_KEPT_S as OPERATION_ID_TTL_S;
+use uuid::Uuid;
 
 use super::{Draft, Failure, Operation};
 use crate::inventory::{Action, OPERATION_RESULT_LEN_MAX, OPERATIONS_MAX, OperationRecord, Record, RecordKey};
@@ -21,11 +22,16 @@ pub struct Outcome {
 ///
 /// # Errors
 /// The failure it was answered with then, or a conflict.
-pub fn repeated(record: &OperationRecord, operation: &Operation) -> Result<Outcome, Failure> {
+pub fn repeated(record: &OperationRecord, operation: &Operation, now_s: u64) -> Result<Outcome, Failure> {
     let object = format!("operation {}", operation.id);
     if record.request_sha256 != operation.request_sha256 {
         let message = "this operation id came before with another request";
         return Err(Failure::about(409, "operation_conflict", object, message, "use a new operation id for a new request"));
+    }
+    if is_older(record, OPERATION_RESULT_TTL_S, now_s) {
+        let message = "this operation was done long ago, and its answer is not kept any more";
+        let remedy = "look at the present state; use a new operation id for a new request";
+        return Err(Failure::about(410, "operation_expired", object, message, remedy));
     }
     match &record.body {
         None => Err(Failure::about(
@@ -68,13 +74,23 @@ pub fn refused(operation: &Operation, failure: &Failure, now_s: u64) -> Operatio
     }
 }
 
-/// Adds a record; drops those that are past their time and, beyond the bound, the oldest.
+/// Adds a record; forgets answers and ids whose time is over and, beyond the bound, the oldest id.
 pub fn keep(draft: &mut Draft<'_>, record: OperationRecord, now_s: u64) {
-    let is_past = |o: &&OperationRecord| now_s.saturating_sub(o.done_s) > OPERATION_RESULT_TTL_S;
-    let mut gone: Vec<_> = draft.operations.values().filter(is_past).map(|o| o.id).collect();
+    let mut gone: Vec<Uuid> =
+        draft.operations.values().filter(|o| is_older(o, OPERATION_ID_TTL_S, now_s)).map(|o| o.id).collect();
     if gone.is_empty() && draft.operations.len() >= OPERATIONS_MAX {
         gone.extend(draft.operations.values().min_by_key(|o| o.done_s).map(|o| o.id));
     }
     gone.into_iter().for_each(|id| draft.apply(Action::Remove(RecordKey::Operation(id))));
+    let stale = |o: &&OperationRecord| o.body.is_some() && is_older(o, OPERATION_RESULT_TTL_S, now_s);
+    let forgotten: Vec<OperationRecord> = draft.operations.values().filter(stale).cloned().collect();
+    for record in forgotten {
+        draft.apply(Action::Put(Record::Operation(OperationRecord { body: None, ..record })));
+    }
     draft.apply(Action::Put(Record::Operation(record)));
+}
+
+/// A clock that was set back makes nothing older.
+fn is_older(record: &OperationRecord, ttl_s: u64, now_s: u64) -> bool {
+    now_s.saturating_sub(record.done_s) > ttl_s
 }

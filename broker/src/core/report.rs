@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use outboard_protocol::{
-    binding::State,
+    binding::{Event, Fence, State},
     card::BindingReport,
     id::{Name, ObjectRef, Revision},
 };
@@ -43,41 +43,19 @@ pub fn take_up(draft: &mut Draft<'_>, card: &Name, reports: &Reports, applied: O
     for binding in bound {
         let next = match reports.get(&binding.object) {
             Some(report) if report.generation > binding.generation => overtaken(draft, &binding, report, now_s),
-            Some(report) if is_about(report, &binding) => reported(&binding, report, now_s),
-            _ => absent(&binding, applied, now_s),
+            Some(report) if report.generation == binding.generation => {
+                let fence = Fence { generation: report.generation, incarnation: report.incarnation };
+                let (state, error) = (report.state, report.error.clone());
+                binding.after(&Event::Reported { fence, state, error }, now_s)
+            }
+            // Before the card applied the revision that ends a binding, one that grants it may still be on its way there.
+            _ if binding.ends_at.is_some_and(|ends_at| applied < Some(ends_at)) => continue,
+            _ => binding.after(&Event::Missing, now_s),
         };
         if next != binding {
             draft.apply(Action::Put(Record::Binding(next)));
         }
     }
-}
-
-fn is_about(report: &BindingReport, binding: &BindingRecord) -> bool {
-    report.generation == binding.generation && report.incarnation == binding.function.incarnation
-}
-
-/// The card has this very binding.
-fn reported(binding: &BindingRecord, report: &BindingReport, now_s: u64) -> BindingRecord {
-    // What is to end is draining for the operator until it has ended, whatever it still does on the card.
-    let state = match report.state {
-        State::Released | State::Quarantined => report.state,
-        _ if binding.ends_at.is_some() => State::Draining,
-        state => state,
-    };
-    moved_to(binding, state, report.error.clone(), now_s)
-}
-
-/// The card does not have it.
-fn absent(binding: &BindingRecord, applied: Option<Revision>, now_s: u64) -> BindingRecord {
-    let state = match binding.ends_at {
-        // Before the card applied the revision that ends it, one that grants it may still be on its way there.
-        Some(ends_at) if applied >= Some(ends_at) => State::Released,
-        Some(_) => binding.state,
-        // It let go by itself and the notice was lost with the broker.
-        None if binding.state == State::Draining => State::Released,
-        None => State::Reserved,
-    };
-    moved_to(binding, state, None, now_s)
 }
 
 /// The card has a later binding than this broker knows of: the broker's store is older than the card's. The card's is to
@@ -87,19 +65,9 @@ fn overtaken(inventory: &Inventory, binding: &BindingRecord, report: &BindingRep
     function.incarnation = report.incarnation;
     let adopted = BindingRecord { function, generation: report.generation, ..binding.clone() };
     match report.state {
-        State::Released => moved_to(&adopted, State::Released, None, now_s),
-        _ => end(inventory, adopted, now_s),
+        State::Released => adopted.after(&Event::CardRemoved, now_s),
+        _ => end(inventory, &adopted, now_s),
     }
-}
-
-fn moved_to(
-    binding: &BindingRecord,
-    state: State,
-    error: Option<outboard_protocol::refusal::Refusal>,
-    now_s: u64,
-) -> BindingRecord {
-    let since_s = if state == binding.state { binding.since_s } else { now_s };
-    BindingRecord { state, error, since_s, ..binding.clone() }
 }
 
 /// No generation or incarnation that a card has seen is handed out again.

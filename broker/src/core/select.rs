@@ -160,7 +160,7 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
 fn rebind(inventory: &Inventory, volume: &Name, now_s: u64) -> Option<Action> {
     let object = ObjectRef { kind: ObjectKind::Volume, name: volume.clone() };
     let binding = inventory.bindings.get(&object).filter(|b| b.state != State::Released && b.ends_at.is_none())?;
-    Some(Action::Put(Record::Binding(end(inventory, binding.clone(), now_s))))
+    Some(Action::Put(Record::Binding(end(inventory, binding, now_s))))
 }
 
 /// A new object is granted to its card's host. One that moves goes along with its card's host, and a revocation stays.

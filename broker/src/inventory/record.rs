@@ -2,7 +2,7 @@
 
 use outboard_api::{network::NetworkSpec, port::PortSpec, volume::VolumeSpec};
 use outboard_protocol::{
-    binding::State,
+    binding::{Binding, Event, Now, State, step},
     card::Isolation,
     id::{BootEpoch, BrokerEpoch, FunctionId, Generation, Incarnation, Name, ObjectRef, Revision},
     refusal::Refusal,
@@ -137,6 +137,34 @@ pub struct BindingRecord {
     pub ends_at: Option<Revision>,
     /// Seconds since the Unix epoch when it came into this state.
     pub since_s: u64,
+}
+
+impl BindingRecord {
+    /// The binding after `event`. An event that is refused (a report about another generation, say) changes nothing.
+    #[must_use]
+    pub fn after(&self, event: &Event, now_s: u64) -> Self {
+        let binding = Binding {
+            object: self.object.clone(),
+            host: self.host.clone(),
+            generation: self.generation,
+            incarnation: self.function.incarnation,
+            state: self.state,
+            since_unix_s: self.since_s,
+            expires_unix_s: None,
+            error: self.error.clone(),
+            since_ms: 0,
+        };
+        // The broker's picture has no timeouts of its own: the card runs those.
+        match step(&binding, event, Now { monotonic_ms: 0, unix_s: now_s }) {
+            Ok((next, _)) => {
+                Self { state: next.state, error: next.error, since_s: next.since_unix_s, ..self.clone() }
+            }
+            Err(refusal) => {
+                tracing::warn!("ignored what card {} said: {refusal}", self.function.card);
+                self.clone()
+            }
+        }
+    }
 }
 
 /// The result of an operation.
