@@ -1,13 +1,6 @@
 //! Puts the broker together: state directory, store, authority, core, listeners.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::Arc,
-    thread::JoinHandle,
-};
+use std::{fs, net::SocketAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, thread::JoinHandle};
 
 use tokio::{net::TcpListener, task::JoinSet};
 
@@ -57,13 +50,25 @@ impl Broker {
         let tls = ServerTls::new(authority.clone(), hosts(&told, config))?;
 
         let socket = bind_unix(&config.api_socket)?;
-        let (core, thread) = spawn(core)
-            .map_err(|e| StartError::new(format!("cannot start the core's thread: {e}"), "raise the limit of threads"))?;
-        let api = Api { core: core.clone(), authority: authority.clone(), card_address: told.as_str().into() };
+        let (core, thread) = spawn(core).map_err(|e| {
+            StartError::new(
+                format!("cannot start the core's thread: {e}"),
+                "raise the limit of threads",
+            )
+        })?;
+        let api = Api {
+            core: core.clone(),
+            authority: authority.clone(),
+            card_address: told.as_str().into(),
+        };
         let (routes, _) = router(api);
 
         let mut listeners = JoinSet::new();
-        let server = CardServer { core, authority, tls: tls.for_cards()? };
+        let server = CardServer {
+            core,
+            authority,
+            tls: tls.for_cards()?,
+        };
         listeners.spawn(server.serve(cards));
         let mut api_address = None;
         if let Some(listener) = operators {
@@ -72,11 +77,22 @@ impl Broker {
         }
         listeners.spawn(serve_unix(socket, routes));
 
-        // Last, because whoever waits for this file takes the broker to be there.
-        let path = state_dir.join("card_address");
-        write_private(&path, format!("{told}\n").as_bytes()).map_err(|e| StartError::io("write", &path, &e, fix))?;
+        // Last, because whoever waits for these files takes the broker to be there.
+        let tell = |name: &str, address: &str| {
+            let path = state_dir.join(name);
+            write_private(&path, format!("{address}\n").as_bytes()).map_err(|e| StartError::io("write", &path, &e, fix))
+        };
+        if let Some(address) = api_address {
+            tell("api_address", &address.to_string())?;
+        }
+        tell("card_address", &told)?;
         tracing::info!(cards = told, api = %config.api_socket.display(), "the broker is running");
-        Ok(Self { card_address, api_address, listeners, core: thread })
+        Ok(Self {
+            card_address,
+            api_address,
+            listeners,
+            core: thread,
+        })
     }
 
     /// Stops listening. The core ends once the last connection has; see [`Stopping::finish`].
@@ -136,5 +152,7 @@ async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, StartErro
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|e| StartError::new(format!("a listener has no address: {e}"), "report this"))
+    listener
+        .local_addr()
+        .map_err(|e| StartError::new(format!("a listener has no address: {e}"), "report this"))
 }

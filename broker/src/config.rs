@@ -59,7 +59,9 @@ impl Config {
             )
         })?;
         if let Some(address) = &config.card_address
-            && address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+            && address
+                .rsplit_once(':')
+                .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
         {
             return Err(StartError::new(
                 format!("card_address '{address}' is not host:port"),
@@ -86,7 +88,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_its_line() {
         let error = Config::parse(&format!("{GOOD}api_port = 1\n")).unwrap_err();
-        assert!(error.what.contains("api_port") && error.what.contains("line 4"), "{error}");
+        assert!(
+            error.what.contains("api_port") && error.what.contains("line 4"),
+            "{error}"
+        );
     }
 
     #[test]

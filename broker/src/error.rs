@@ -14,7 +14,10 @@ pub struct StartError {
 impl StartError {
     /// An error with its remedy.
     pub fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { what: what.into(), fix: fix.into() }
+        Self {
+            what: what.into(),
+            fix: fix.into(),
+        }
     }
 
     /// An I/O error on a path.

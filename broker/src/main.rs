@@ -1,7 +1,7 @@
 //! The broker's daemon.
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use outboard_broker::{broker::Broker, config::Config, error::StartError};
@@ -56,9 +56,15 @@ fn main() -> ExitCode {
 
 fn set_up_log(arguments: &Arguments) -> Result<(), StartError> {
     let filter = EnvFilter::try_new(&arguments.log).map_err(|e| {
-        StartError::new(format!("--log {}: {e}", arguments.log), "use error, warn, info, debug or trace")
+        StartError::new(
+            format!("--log {}: {e}", arguments.log),
+            "use error, warn, info, debug or trace",
+        )
     })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     match arguments.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -70,7 +76,11 @@ fn run(command: &Command) -> Result<(), StartError> {
     let Command::Run { config } = command;
     let config = Config::load(config)?;
     let failed = |e: std::io::Error| StartError::new(format!("cannot start: {e}"), "raise the limits of this user");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed)?;
     let stopping = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

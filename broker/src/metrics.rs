@@ -42,14 +42,25 @@ pub fn text(inventory: &Inventory, live: &Live, now: Instant) -> String {
 fn broker(text: &mut String, inventory: &Inventory, live: &Live, now: Instant) {
     let mut family = Family::new(text, "outboard_broker_epoch", "gauge", "The broker's epoch.");
     family.sample(&[], inventory.broker.epoch.0);
-    let mut family = Family::new(text, "outboard_card_connected", "gauge", "1 while the card is connected.");
+    let mut family = Family::new(
+        text,
+        "outboard_card_connected",
+        "gauge",
+        "1 while the card is connected.",
+    );
     for card in inventory.cards.keys() {
-        family.sample(&[("card", card.as_str())], u64::from(live.connections.contains_key(card)));
+        family.sample(
+            &[("card", card.as_str())],
+            u64::from(live.connections.contains_key(card)),
+        );
     }
     let help = "Age of the card's counters below.";
     let mut family = Family::new(text, "outboard_card_telemetry_age_seconds", "gauge", help);
     for (card, told) in &live.telemetry {
-        family.sample(&[("card", card.as_str())], now.saturating_duration_since(told.received).as_secs());
+        family.sample(
+            &[("card", card.as_str())],
+            now.saturating_duration_since(told.received).as_secs(),
+        );
     }
     let mut family = Family::new(text, "outboard_bindings", "gauge", "Bindings by state.");
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
@@ -89,12 +100,21 @@ fn volumes(text: &mut String, live: &Live) {
     let help = "Requests completed well since the card started.";
     let mut family = Family::new(text, "outboard_volume_requests_total", "counter", help);
     for (name, volume) in volumes() {
-        let counts = [("read", volume.read_requests), ("write", volume.write_requests), ("flush", volume.flush_requests)];
+        let counts = [
+            ("read", volume.read_requests),
+            ("write", volume.write_requests),
+            ("flush", volume.flush_requests),
+        ];
         for (op, count) in counts {
             family.sample(&[("volume", name.as_str()), ("op", op)], count);
         }
     }
-    let mut family = Family::new(text, "outboard_volume_bytes_total", "counter", "Bytes of those requests.");
+    let mut family = Family::new(
+        text,
+        "outboard_volume_bytes_total",
+        "counter",
+        "Bytes of those requests.",
+    );
     for (name, volume) in volumes() {
         family.sample(&[("volume", name.as_str()), ("op", "read")], volume.read_bytes);
         family.sample(&[("volume", name.as_str()), ("op", "write")], volume.write_bytes);

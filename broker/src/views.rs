@@ -57,12 +57,18 @@ pub fn card(live: &Live, card: &CardRecord) -> CardView {
 pub fn network(inventory: &Inventory, name: &Name) -> Option<NetworkView> {
     let spec = inventory.networks.get(name)?.spec.clone();
     let on_it = inventory.ports.values().filter(|p| p.spec.network == *name);
-    Some(NetworkView { spec, ports: on_it.map(|p| p.spec.name.clone()).collect() })
+    Some(NetworkView {
+        spec,
+        ports: on_it.map(|p| p.spec.name.clone()).collect(),
+    })
 }
 
 /// A port.
 pub fn port(inventory: &Inventory, live: &Live, port: &PortRecord) -> PortView {
-    let object = ObjectRef { kind: ObjectKind::Port, name: port.spec.name.clone() };
+    let object = ObjectRef {
+        kind: ObjectKind::Port,
+        name: port.spec.name.clone(),
+    };
     let told = live.telemetry.get(&port.placement.card);
     PortView {
         spec: port.spec.clone(),
@@ -74,7 +80,10 @@ pub fn port(inventory: &Inventory, live: &Live, port: &PortRecord) -> PortView {
 
 /// A volume.
 pub fn volume(inventory: &Inventory, live: &Live, volume: &VolumeRecord) -> VolumeView {
-    let object = ObjectRef { kind: ObjectKind::Volume, name: volume.spec.name.clone() };
+    let object = ObjectRef {
+        kind: ObjectKind::Volume,
+        name: volume.spec.name.clone(),
+    };
     let told = live.telemetry.get(&volume.placement.card);
     VolumeView {
         spec: volume.spec.clone(),
@@ -150,10 +159,20 @@ pub fn render(inventory: &Inventory, live: &Live, answer: &Answer) -> Result<Out
         Answer::Done | Answer::Secret => String::new(),
     };
     let status = if *answer == Answer::Done { 204 } else { 200 };
-    Ok(Outcome { status, body, secret: *answer == Answer::Secret })
+    Ok(Outcome {
+        status,
+        body,
+        secret: *answer == Answer::Secret,
+    })
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
-    serde_json::to_string(value)
-        .map_err(|e| Failure::general(500, "internal", format!("the answer cannot be written: {e}"), "report this"))
+    serde_json::to_string(value).map_err(|e| {
+        Failure::general(
+            500,
+            "internal",
+            format!("the answer cannot be written: {e}"),
+            "report this",
+        )
+    })
 }

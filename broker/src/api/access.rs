@@ -2,7 +2,12 @@
 
 use std::time::Instant;
 
-use axum::{Extension, extract::Request, middleware::Next, response::{IntoResponse, Response}};
+use axum::{
+    Extension,
+    extract::Request,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
 use tokio::time::timeout;
 
 use super::{Api, request::Refused};
@@ -30,7 +35,13 @@ impl std::fmt::Display for Access {
 pub async fn guard(Extension(api): Extension<Api>, request: Request, next: Next) -> Response {
     // Both listeners set it; without it nobody knows who asks.
     let Some(access) = request.extensions().get::<Access>().cloned() else {
-        return Refused(Failure::general(403, "unknown_caller", "nobody knows who asks", "report this")).into_response();
+        return Refused(Failure::general(
+            403,
+            "unknown_caller",
+            "nobody knows who asks",
+            "report this",
+        ))
+        .into_response();
     };
     if let Access::Operator(peer) = &access
         && let Err(failure) = is_current(&api, peer).await
@@ -42,8 +53,13 @@ pub async fn guard(Extension(api): Extension<Api>, request: Request, next: Next)
     let begun = Instant::now();
     let answer = timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
         let message = format!("the request took more than {} s", REQUEST_TIMEOUT.as_secs());
-        Refused(Failure::general(408, "too_slow", message, "send the body faster, or look at the broker's load"))
-            .into_response()
+        Refused(Failure::general(
+            408,
+            "too_slow",
+            message,
+            "send the body faster, or look at the broker's load",
+        ))
+        .into_response()
     });
     if !method.is_safe() {
         let (status, took_ms) = (answer.status().as_u16(), begun.elapsed().as_millis());
@@ -55,15 +71,24 @@ pub async fn guard(Extension(api): Extension<Api>, request: Request, next: Next)
 /// An operator's certificate counts until another is made for the same name.
 async fn is_current(api: &Api, peer: &Peer) -> Result<(), Failure> {
     let name = peer.name.clone();
-    let known = api.core.call(move |core| core.inventory().operators.get(&name).cloned()).await?;
+    let known = api
+        .core
+        .call(move |core| core.inventory().operators.get(&name).cloned())
+        .await?;
     match known {
         Some(operator) if operator.certificate.fingerprint == peer.fingerprint => Ok(()),
         _ => Err(Failure::about(
             403,
             "certificate_replaced",
             format!("operator {}", peer.name),
-            format!("operator {} comes with a certificate that a later one replaced", peer.name),
-            format!("make a new one: POST /v1/operators/{} on the broker's unix socket", peer.name),
+            format!(
+                "operator {} comes with a certificate that a later one replaced",
+                peer.name
+            ),
+            format!(
+                "make a new one: POST /v1/operators/{} on the broker's unix socket",
+                peer.name
+            ),
         )),
     }
 }

@@ -26,7 +26,15 @@ use crate::{
 /// All cards.
 #[utoipa::path(get, path = "/v1/cards", tag = "cards", responses((status = 200, body = Vec<CardView>)))]
 pub async fn list(State(api): State<Api>) -> Answered<Json<Vec<CardView>>> {
-    show(&api, |core| Ok(core.inventory().cards.values().map(|c| views::card(core.live(), c)).collect())).await
+    show(&api, |core| {
+        Ok(core
+            .inventory()
+            .cards
+            .values()
+            .map(|c| views::card(core.live(), c))
+            .collect())
+    })
+    .await
 }
 
 /// One card.
@@ -35,7 +43,11 @@ pub async fn list(State(api): State<Api>) -> Answered<Json<Vec<CardView>>> {
 pub async fn get(State(api): State<Api>, path: Path<String>) -> Answered<Json<CardView>> {
     let name = name("card", path)?;
     show(&api, move |core| {
-        let card = core.inventory().cards.get(&name).ok_or_else(|| Failure::not_found("card", &name))?;
+        let card = core
+            .inventory()
+            .cards
+            .get(&name)
+            .ok_or_else(|| Failure::not_found("card", &name))?;
         Ok(views::card(core.live(), card))
     })
     .await
@@ -57,8 +69,14 @@ pub async fn enrol(State(api): State<Api>, path: Path<String>, mutation: Mutatio
     let card = name("card", path)?;
     let EnrolRequest { serial, ttl_s } = mutation.json()?;
     let ttl_s = ttl_s.unwrap_or(TOKEN_TTL_DEFAULT_S);
-    let secret = new_secret()
-        .ok_or_else(|| Failure::general(503, "no_randomness", "there are no random numbers", "look at the system"))?;
+    let secret = new_secret().ok_or_else(|| {
+        Failure::general(
+            503,
+            "no_randomness",
+            "there are no random numbers",
+            "look at the system",
+        )
+    })?;
     let token = EnrolToken {
         broker: api.card_address.to_string(),
         card: card.clone(),
@@ -66,7 +84,22 @@ pub async fn enrol(State(api): State<Api>, path: Path<String>, mutation: Mutatio
         secret,
     };
     let now_s = unix_now_s();
-    mutation.run(&api, Command::EnrolCard { card, serial, ttl_s, secret: secret.to_vec() }).await?;
-    let expires = i64::try_from(now_s.saturating_add(ttl_s)).ok().and_then(|s| Timestamp::from_second(s).ok());
-    Ok(Json(EnrolResponse { token: token.print(), expires: expires.unwrap_or(Timestamp::MAX) }))
+    mutation
+        .run(
+            &api,
+            Command::EnrolCard {
+                card,
+                serial,
+                ttl_s,
+                secret: secret.to_vec(),
+            },
+        )
+        .await?;
+    let expires = i64::try_from(now_s.saturating_add(ttl_s))
+        .ok()
+        .and_then(|s| Timestamp::from_second(s).ok());
+    Ok(Json(EnrolResponse {
+        token: token.print(),
+        expires: expires.unwrap_or(Timestamp::MAX),
+    }))
 }

@@ -27,10 +27,18 @@ fn object(Path((kind, text)): Path<(String, String)>) -> Result<ObjectRef, Failu
         "volume" => ObjectKind::Volume,
         _ => {
             let message = "only ports and volumes are granted";
-            return Err(Failure::general(404, "bad_kind", message, "use /v1/grants/port/NAME or /v1/grants/volume/NAME"));
+            return Err(Failure::general(
+                404,
+                "bad_kind",
+                message,
+                "use /v1/grants/port/NAME or /v1/grants/volume/NAME",
+            ));
         }
     };
-    Ok(ObjectRef { kind, name: name(&kind.to_string(), Path(text))? })
+    Ok(ObjectRef {
+        kind,
+        name: name(&kind.to_string(), Path(text))?,
+    })
 }
 
 /// All grants, in force or revoked.
@@ -61,5 +69,8 @@ pub async fn delete(State(api): State<Api>, path: Path<(String, String)>, mutati
 /// The latest binding of each object.
 #[utoipa::path(get, path = "/v1/bindings", tag = "grants", responses((status = 200, body = Vec<BindingView>)))]
 pub async fn bindings(State(api): State<Api>) -> Answered<Json<Vec<BindingView>>> {
-    show(&api, |core| Ok(core.inventory().bindings.values().map(views::binding).collect())).await
+    show(&api, |core| {
+        Ok(core.inventory().bindings.values().map(views::binding).collect())
+    })
+    .await
 }

@@ -57,11 +57,19 @@ pub fn router(api: Api) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(cards::get, cards::delete))
         .routes(routes!(cards::enrol))
         .routes(routes!(objects::list_networks))
-        .routes(routes!(objects::get_network, objects::put_network, objects::delete_network))
+        .routes(routes!(
+            objects::get_network,
+            objects::put_network,
+            objects::delete_network
+        ))
         .routes(routes!(objects::list_ports))
         .routes(routes!(objects::get_port, objects::put_port, objects::delete_port))
         .routes(routes!(objects::list_volumes))
-        .routes(routes!(objects::get_volume, objects::put_volume, objects::delete_volume))
+        .routes(routes!(
+            objects::get_volume,
+            objects::put_volume,
+            objects::delete_volume
+        ))
         .routes(routes!(grants::list))
         .routes(routes!(grants::put, grants::delete))
         .routes(routes!(grants::bindings))
@@ -80,11 +88,21 @@ pub fn router(api: Api) -> (Router, utoipa::openapi::OpenApi) {
 
 async fn unknown_path(request: Request) -> impl IntoResponse {
     let message = format!("there is nothing at {}", request.uri().path());
-    Refused(Failure::general(404, "unknown_path", message, "GET /v1/openapi.json lists what there is"))
+    Refused(Failure::general(
+        404,
+        "unknown_path",
+        message,
+        "GET /v1/openapi.json lists what there is",
+    ))
 }
 
 async fn unknown_method(request: Request) -> impl IntoResponse {
     let message = format!("{} does not take {}", request.uri().path(), request.method());
     let status = StatusCode::METHOD_NOT_ALLOWED.as_u16();
-    Refused(Failure::general(status, "unknown_method", message, "GET /v1/openapi.json lists what there is"))
+    Refused(Failure::general(
+        status,
+        "unknown_method",
+        message,
+        "GET /v1/openapi.json lists what there is",
+    ))
 }

@@ -28,7 +28,13 @@ fn same_name(kind: &str, path: &Name, body: &Name) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!("the path names {kind} {path}, the body {kind} {body}");
-    Err(Failure::about(422, "name_mismatch", format!("{kind} {path}"), message, "use the same name in both"))
+    Err(Failure::about(
+        422,
+        "name_mismatch",
+        format!("{kind} {path}"),
+        message,
+        "use the same name in both",
+    ))
 }
 
 /// All networks.
@@ -36,7 +42,11 @@ fn same_name(kind: &str, path: &Name, body: &Name) -> Result<(), Failure> {
 pub async fn list_networks(State(api): State<Api>) -> Answered<Json<Vec<NetworkView>>> {
     show(&api, |core| {
         let inventory = core.inventory();
-        Ok(inventory.networks.keys().filter_map(|name| views::network(inventory, name)).collect())
+        Ok(inventory
+            .networks
+            .keys()
+            .filter_map(|name| views::network(inventory, name))
+            .collect())
     })
     .await
 }
@@ -74,7 +84,11 @@ pub async fn delete_network(State(api): State<Api>, path: Path<String>, mutation
 pub async fn list_ports(State(api): State<Api>) -> Answered<Json<Vec<PortView>>> {
     show(&api, |core| {
         let inventory = core.inventory();
-        Ok(inventory.ports.values().map(|p| views::port(inventory, core.live(), p)).collect())
+        Ok(inventory
+            .ports
+            .values()
+            .map(|p| views::port(inventory, core.live(), p))
+            .collect())
     })
     .await
 }
@@ -86,7 +100,10 @@ pub async fn get_port(State(api): State<Api>, path: Path<String>) -> Answered<Js
     let name = name("port", path)?;
     show(&api, move |core| {
         let inventory = core.inventory();
-        let port = inventory.ports.get(&name).ok_or_else(|| Failure::not_found("port", &name))?;
+        let port = inventory
+            .ports
+            .get(&name)
+            .ok_or_else(|| Failure::not_found("port", &name))?;
         Ok(views::port(inventory, core.live(), port))
     })
     .await
@@ -106,7 +123,15 @@ pub async fn put_port(State(api): State<Api>, path: Path<String>, mutation: Muta
     responses((status = 204), (status = "default", body = ErrorBody)))]
 pub async fn delete_port(State(api): State<Api>, path: Path<String>, mutation: Mutation) -> Answered<Response> {
     let name = name("port", path)?;
-    mutation.answer(&api, Command::Delete(ObjectRef { kind: ObjectKind::Port, name })).await
+    mutation
+        .answer(
+            &api,
+            Command::Delete(ObjectRef {
+                kind: ObjectKind::Port,
+                name,
+            }),
+        )
+        .await
 }
 
 /// All volumes.
@@ -114,7 +139,11 @@ pub async fn delete_port(State(api): State<Api>, path: Path<String>, mutation: M
 pub async fn list_volumes(State(api): State<Api>) -> Answered<Json<Vec<VolumeView>>> {
     show(&api, |core| {
         let inventory = core.inventory();
-        Ok(inventory.volumes.values().map(|v| views::volume(inventory, core.live(), v)).collect())
+        Ok(inventory
+            .volumes
+            .values()
+            .map(|v| views::volume(inventory, core.live(), v))
+            .collect())
     })
     .await
 }
@@ -126,7 +155,10 @@ pub async fn get_volume(State(api): State<Api>, path: Path<String>) -> Answered<
     let name = name("volume", path)?;
     show(&api, move |core| {
         let inventory = core.inventory();
-        let volume = inventory.volumes.get(&name).ok_or_else(|| Failure::not_found("volume", &name))?;
+        let volume = inventory
+            .volumes
+            .get(&name)
+            .ok_or_else(|| Failure::not_found("volume", &name))?;
         Ok(views::volume(inventory, core.live(), volume))
     })
     .await
@@ -146,5 +178,13 @@ pub async fn put_volume(State(api): State<Api>, path: Path<String>, mutation: Mu
     responses((status = 204), (status = "default", body = ErrorBody)))]
 pub async fn delete_volume(State(api): State<Api>, path: Path<String>, mutation: Mutation) -> Answered<Response> {
     let name = name("volume", path)?;
-    mutation.answer(&api, Command::Delete(ObjectRef { kind: ObjectKind::Volume, name })).await
+    mutation
+        .answer(
+            &api,
+            Command::Delete(ObjectRef {
+                kind: ObjectKind::Volume,
+                name,
+            }),
+        )
+        .await
 }

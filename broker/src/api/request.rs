@@ -49,7 +49,13 @@ pub fn name(kind: &str, Path(text): Path<String>) -> Result<Name, Failure> {
     text.parse().map_err(|error| {
         // A name from outside goes into messages only as far as names reach.
         let shown: String = text.chars().take(outboard_protocol::id::NAME_LEN_MAX).collect();
-        Failure::about(422, "bad_name", format!("{kind} {shown:?}"), format!("{error}"), "correct the name in the path")
+        Failure::about(
+            422,
+            "bad_name",
+            format!("{kind} {shown:?}"),
+            format!("{error}"),
+            "correct the name in the path",
+        )
     })
 }
 
@@ -74,14 +80,24 @@ impl<S: Send + Sync> FromRequest<S> for Mutation {
 }
 
 fn operation(headers: &HeaderMap, method: &str, path: &str, body: &[u8]) -> Result<Option<Operation>, Failure> {
-    let Some(value) = headers.get(OPERATION_ID_HEADER) else { return Ok(None) };
+    let Some(value) = headers.get(OPERATION_ID_HEADER) else {
+        return Ok(None);
+    };
     let id = value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
         let message = format!("the header {OPERATION_ID_HEADER} holds no UUID");
-        Failure::general(422, "bad_operation_id", message, "use a random UUID, a new one for each new request")
+        Failure::general(
+            422,
+            "bad_operation_id",
+            message,
+            "use a random UUID, a new one for each new request",
+        )
     })?;
     let mut request = format!("{method} {path}\n").into_bytes();
     request.extend_from_slice(body);
-    Ok(Some(Operation { id, request_sha256: sha256_hex(&request) }))
+    Ok(Some(Operation {
+        id,
+        request_sha256: sha256_hex(&request),
+    }))
 }
 
 impl Mutation {
@@ -89,19 +105,30 @@ impl Mutation {
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| {
             let message = format!("the body is not what is expected here: {error}");
-            Failure::general(422, "bad_body", message, "GET /v1/openapi.json describes the body of each request")
+            Failure::general(
+                422,
+                "bad_body",
+                message,
+                "GET /v1/openapi.json describes the body of each request",
+            )
         })
     }
 
     /// The body as JSON; an empty one stands for the default.
     pub fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Failure> {
-        if self.body.is_empty() { Ok(T::default()) } else { self.json() }
+        if self.body.is_empty() {
+            Ok(T::default())
+        } else {
+            self.json()
+        }
     }
 
     /// Has the core carry out a command.
     pub async fn run(self, api: &Api, command: Command) -> Result<Outcome, Failure> {
         let Self { operation, .. } = self;
-        api.core.call(move |core| core.mutate(operation.as_ref(), command, unix_now_s())).await?
+        api.core
+            .call(move |core| core.mutate(operation.as_ref(), command, unix_now_s()))
+            .await?
     }
 
     /// Has the core carry out a command, and answers with what it says.

@@ -28,7 +28,9 @@ pub async fn serve_unix(socket: ApiSocket, router: Router) {
     let connections = Arc::new(Semaphore::new(API_CONNECTIONS_MAX));
     loop {
         // Whoever may open the socket is trusted: beyond the bound clients wait.
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
         match socket.listener.accept().await {
             Ok((stream, _)) => {
                 let router = router.clone();
@@ -77,7 +79,9 @@ async fn handshake(
     tls: Arc<ServerConfig>,
 ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), String> {
     let accepted = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await;
-    let stream = accepted.map_err(|_| "the peer took too long".to_owned())?.map_err(|e| e.to_string())?;
+    let stream = accepted
+        .map_err(|_| "the peer took too long".to_owned())?
+        .map_err(|e| e.to_string())?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     match certificate.map(Peer::of) {
         Some(Ok(peer)) if peer.kind == Kind::Operator => Ok((stream, peer)),

@@ -37,7 +37,10 @@ pub async fn openapi(Extension(document): Extension<Arc<utoipa::openapi::OpenApi
 /// Metrics in the Prometheus text format.
 #[utoipa::path(get, path = "/metrics", tag = "broker", responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn metrics(State(api): State<Api>) -> Answered<Response> {
-    let text = api.core.call(|core| metrics::text(core.inventory(), core.live(), Instant::now())).await?;
+    let text = api
+        .core
+        .call(|core| metrics::text(core.inventory(), core.live(), Instant::now()))
+        .await?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
@@ -60,7 +63,16 @@ pub async fn make_operator(
     let issued = api.authority.issue_operator(&operator, unix_now_s());
     let (issued, key) =
         issued.map_err(|e| Failure::general(503, "not_issued", e.to_string(), "look at the broker's log"))?;
-    let certificate = CertificateRecord { fingerprint: issued.fingerprint, not_after_s: issued.not_after_s };
-    mutation.run(&api, Command::RecordOperator { operator, certificate }).await?;
-    Ok(Json(OperatorCredentials { certificate: issued.pem, key, ca: api.authority.certificate_pem().to_owned() }))
+    let certificate = CertificateRecord {
+        fingerprint: issued.fingerprint,
+        not_after_s: issued.not_after_s,
+    };
+    mutation
+        .run(&api, Command::RecordOperator { operator, certificate })
+        .await?;
+    Ok(Json(OperatorCredentials {
+        certificate: issued.pem,
+        key,
+        ca: api.authority.certificate_pem().to_owned(),
+    }))
 }

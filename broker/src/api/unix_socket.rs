@@ -12,6 +12,9 @@ use std::{
 
 use tokio::net::UnixListener;
 
+/// Longest path that a client can connect to, in bytes: `sun_path` has 108 with the closing zero (unix(7)).
+const SOCKET_PATH_LEN_MAX: usize = 107;
+
 use crate::error::StartError;
 
 /// A bound socket. Dropping it removes the file, unless another process has put its own there.
@@ -30,16 +33,31 @@ pub struct ApiSocket {
 pub fn bind_unix(path: &Path) -> Result<ApiSocket, StartError> {
     let fix = "give api_socket a path in a directory that the broker's user may write";
     let failed = |doing: &str, at: &Path, e: &std::io::Error| StartError::io(doing, at, e, fix);
+    let len = path.as_os_str().len();
+    if len > SOCKET_PATH_LEN_MAX {
+        let what = format!(
+            "api_socket {} has {len} bytes, and no unix socket's path has more than {SOCKET_PATH_LEN_MAX}",
+            path.display()
+        );
+        return Err(StartError::new(what, "give a shorter path"));
+    }
     refuse_live(path)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(|e| failed("make", &parent, &e))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&parent)
+        .map_err(|e| failed("make", &parent, &e))?;
     // Bound inside a directory of our own, closed, and only then put in its place.
     let private = parent.join(format!(".ob{}", std::process::id()));
     let _ = fs::remove_dir_all(&private);
-    fs::DirBuilder::new().mode(0o700).create(&private).map_err(|e| failed("make", &private, &e))?;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&private)
+        .map_err(|e| failed("make", &private, &e))?;
     let bound = bind_in(&private, path);
     let _ = fs::remove_dir_all(&private);
     bound.map_err(|e| failed("bind api_socket", path, &e))
@@ -51,7 +69,11 @@ fn bind_in(private: &Path, path: &Path) -> std::io::Result<ApiSocket> {
     fs::set_permissions(&inside, fs::Permissions::from_mode(0o600))?;
     let inode = fs::metadata(&inside)?.ino();
     fs::rename(&inside, path)?;
-    Ok(ApiSocket { listener, path: path.to_owned(), inode })
+    Ok(ApiSocket {
+        listener,
+        path: path.to_owned(),
+        inode,
+    })
 }
 
 fn refuse_live(path: &Path) -> Result<(), StartError> {
@@ -66,7 +88,12 @@ fn refuse_live(path: &Path) -> Result<(), StartError> {
     }
     match UnixStream::connect(path) {
         Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
-        Err(e) => Err(StartError::io("try api_socket", path, &e, "give another path, or correct its owner")),
+        Err(e) => Err(StartError::io(
+            "try api_socket",
+            path,
+            &e,
+            "give another path, or correct its owner",
+        )),
         Ok(_) => Err(StartError::new(
             format!("api_socket {shown} is in use: another process answers on it"),
             "stop the other broker, or give this one another api_socket",
@@ -111,7 +138,10 @@ mod tests {
         assert!(path.exists());
         let live = bind_unix(&path).unwrap();
         let error = bind_unix(&path).unwrap_err();
-        assert!(error.what.contains("in use") && error.fix.contains("stop the other broker"), "{error}");
+        assert!(
+            error.what.contains("in use") && error.fix.contains("stop the other broker"),
+            "{error}"
+        );
         assert!(UnixStream::connect(&path).is_ok());
         drop(live);
     }
@@ -130,6 +160,6 @@ mod tests {
     async fn a_path_that_is_too_long_is_an_error() {
         let (directory, _) = place();
         let error = bind_unix(&directory.path().join("x".repeat(120))).unwrap_err();
-        assert!(error.what.contains("api_socket"), "{error}");
+        assert!(error.fix.contains("shorter"), "{error}");
     }
 }

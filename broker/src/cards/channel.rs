@@ -70,9 +70,15 @@ impl Channel {
     /// A channel over an open connection.
     pub fn new(stream: TlsStream<TcpStream>) -> Self {
         let (read, write) = tokio::io::split(stream);
-        let receiver =
-            Receiver { stream: read, decoder: FrameDecoder::new(CARD_MESSAGE_LEN_MAX), buffer: vec![0; READ_LEN] };
-        Self { receiver, sender: Sender { stream: write } }
+        let receiver = Receiver {
+            stream: read,
+            decoder: FrameDecoder::new(CARD_MESSAGE_LEN_MAX),
+            buffer: vec![0; READ_LEN],
+        };
+        Self {
+            receiver,
+            sender: Sender { stream: write },
+        }
     }
 
     /// The next message; none when the peer closed the connection.
@@ -87,7 +93,10 @@ impl Channel {
 
     /// Says why, and closes the connection.
     pub async fn refuse(mut self, refusal: Refusal) -> Result<(), ChannelError> {
-        self.send(&FromBroker::Refused { refusal: refusal.clone() }).await?;
+        self.send(&FromBroker::Refused {
+            refusal: refusal.clone(),
+        })
+        .await?;
         self.close().await?;
         Err(ChannelError::Refused(refusal))
     }
@@ -107,7 +116,11 @@ impl Receiver {
             }
             let len = self.stream.read(&mut self.buffer).await?;
             if len == 0 {
-                return if self.decoder.is_mid_frame() { Err(ChannelError::CutOff) } else { Ok(None) };
+                return if self.decoder.is_mid_frame() {
+                    Err(ChannelError::CutOff)
+                } else {
+                    Ok(None)
+                };
             }
             self.decoder.push(&self.buffer[..len]);
         }
@@ -127,7 +140,9 @@ impl Sender {
 
     /// Closes the connection, so that the peer gets everything sent before.
     pub async fn close(mut self) -> Result<(), ChannelError> {
-        timeout(WRITE_TIMEOUT, self.stream.shutdown()).await.map_err(|_| ChannelError::Slow)??;
+        timeout(WRITE_TIMEOUT, self.stream.shutdown())
+            .await
+            .map_err(|_| ChannelError::Slow)??;
         Ok(())
     }
 }

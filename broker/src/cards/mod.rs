@@ -52,9 +52,10 @@ impl CardServer {
                 }
             };
             // Beyond a bound the newest goes: strangers must not push out cards that are served.
-            let (Ok(connection), Ok(stranger)) =
-                (connections.clone().try_acquire_owned(), strangers.clone().try_acquire_owned())
-            else {
+            let (Ok(connection), Ok(stranger)) = (
+                connections.clone().try_acquire_owned(),
+                strangers.clone().try_acquire_owned(),
+            ) else {
                 tracing::warn!(%from, "too many connections on the cards' port: refused one");
                 continue;
             };
@@ -75,7 +76,9 @@ impl CardServer {
     ) -> Result<(), ChannelError> {
         keep_alive(&stream)?;
         let handshake = TlsAcceptor::from(self.tls.clone()).accept(stream);
-        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| ChannelError::Slow)??;
+        let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
+            .await
+            .map_err(|_| ChannelError::Slow)??;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
         let peer = match certificate.as_ref().map(Peer::of) {
             Some(Ok(peer)) if peer.kind == Kind::Card => Some(peer),
@@ -83,7 +86,9 @@ impl CardServer {
             None => None,
         };
         let mut channel = Channel::new(stream);
-        let first = timeout(HANDSHAKE_TIMEOUT, channel.receive()).await.map_err(|_| ChannelError::Slow)??;
+        let first = timeout(HANDSHAKE_TIMEOUT, channel.receive())
+            .await
+            .map_err(|_| ChannelError::Slow)??;
         match (first, peer) {
             (None, _) => Ok(()),
             (Some(FromCard::Enrol { card, secret, csr }), _) => self.enrol(channel, card, secret, csr).await,
@@ -93,7 +98,11 @@ impl CardServer {
                 session::serve(self, channel, peer, hello).await
             }
             (Some(_), Some(_)) => channel.refuse(session::unexpected("Hello or Enrol")).await,
-            (Some(_), None) => channel.refuse(session::unexpected("Enrol, without a certificate")).await,
+            (Some(_), None) => {
+                channel
+                    .refuse(session::unexpected("Enrol, without a certificate"))
+                    .await
+            }
         }
     }
 

@@ -36,39 +36,64 @@ pub async fn enrol(server: &CardServer, card: Name, secret: Vec<u8>, csr: Vec<u8
         tracing::warn!(%card, %error, "refused to enrol a card");
         Refusal::new(Code::Malformed, format!("card {card}: {error}"))
     })?;
-    let record = CertificateRecord { fingerprint: issued.fingerprint, not_after_s: issued.not_after_s };
-    let redeemed = server.core.call(move |core| core.redeem(&card, &secret, record, now_s)).await;
+    let record = CertificateRecord {
+        fingerprint: issued.fingerprint,
+        not_after_s: issued.not_after_s,
+    };
+    let redeemed = server
+        .core
+        .call(move |core| core.redeem(&card, &secret, record, now_s))
+        .await;
     redeemed.map_err(|gone| Refusal::new(Code::Unavailable, gone.to_string()))??;
     Ok(issued.certificate.to_vec())
 }
 
 /// Serves a card until it leaves, breaks the protocol or is replaced.
-pub async fn serve(
-    server: &CardServer,
-    mut channel: Channel,
-    peer: Peer,
-    first: FromCard,
-) -> Result<(), ChannelError> {
-    let FromCard::Hello { version_min, version_max, serial, dpu_epoch, broker_epoch, revision, isolation } = first
+pub async fn serve(server: &CardServer, mut channel: Channel, peer: Peer, first: FromCard) -> Result<(), ChannelError> {
+    let FromCard::Hello {
+        version_min,
+        version_max,
+        serial,
+        dpu_epoch,
+        broker_epoch,
+        revision,
+        isolation,
+    } = first
     else {
         return channel.refuse(unexpected("Hello")).await;
     };
-    let hello =
-        Hello { versions: (version_min, version_max), serial, dpu_epoch, broker_epoch, revision, isolation };
+    let hello = Hello {
+        versions: (version_min, version_max),
+        serial,
+        dpu_epoch,
+        broker_epoch,
+        revision,
+        isolation,
+    };
     let (outbox, desired) = watch::channel(None);
     let card = peer.name.clone();
-    let admitted = server.core.call(move |core| core.hello(&peer, &hello, outbox, unix_now_s())).await?;
+    let admitted = server
+        .core
+        .call(move |core| core.hello(&peer, &hello, outbox, unix_now_s()))
+        .await?;
     let accepted = match admitted {
         Ok(accepted) => accepted,
         Err(refusal) => return channel.refuse(refusal).await,
     };
-    let Accepted { version, broker_epoch, connection } = accepted;
+    let Accepted {
+        version,
+        broker_epoch,
+        connection,
+    } = accepted;
     let ended = match channel.send(&FromBroker::Welcome { version, broker_epoch }).await {
         Ok(()) => exchange(&server.core, channel, &card, connection, desired).await,
         Err(error) => Err(error),
     };
     let name = card.clone();
-    server.core.call(move |core| core.card_gone(&name, connection, unix_now_s())).await?;
+    server
+        .core
+        .call(move |core| core.card_gone(&name, connection, unix_now_s()))
+        .await?;
     ended
 }
 
@@ -110,25 +135,32 @@ async fn listen(
         let card = card.clone();
         let taken = match message {
             FromCard::Inventory { seq, bindings } => {
-                let taken =
-                    core.call(move |core| core.card_inventory(&card, connection, seq, bindings, unix_now_s())).await?;
+                let taken = core
+                    .call(move |core| core.card_inventory(&card, connection, seq, bindings, unix_now_s()))
+                    .await?;
                 if taken.is_ok() && outgoing.send(FromBroker::InventoryAck { seq }).await.is_err() {
                     return Ok(None);
                 }
                 taken
             }
             FromCard::Applied { revision } => {
-                core.call(move |core| core.card_applied(&card, connection, revision, unix_now_s())).await?
+                core.call(move |core| core.card_applied(&card, connection, revision, unix_now_s()))
+                    .await?
             }
             FromCard::Telemetry { ports, volumes } => {
-                core.call(move |core| core.card_telemetry(&card, connection, ports, volumes, Instant::now())).await?;
+                core.call(move |core| core.card_telemetry(&card, connection, ports, volumes, Instant::now()))
+                    .await?;
                 Ok(())
             }
             FromCard::Hello { .. } | FromCard::Enrol { .. } => Err(unexpected("Inventory, Applied or Telemetry")),
         };
         if let Err(refusal) = taken {
             // If the sender is gone already, so is the card.
-            let _ = outgoing.send(FromBroker::Refused { refusal: refusal.clone() }).await;
+            let _ = outgoing
+                .send(FromBroker::Refused {
+                    refusal: refusal.clone(),
+                })
+                .await;
             return Ok(Some(refusal));
         }
     }

@@ -15,7 +15,9 @@ use super::{
     Draft, Failure,
     desired::{content, desired_state},
 };
-use crate::inventory::{Action, BindingRecord, BrokerRecord, CardRecord, FUNCTIONS_PER_CARD_MAX, Inventory, Placement, Record, RecordKey};
+use crate::inventory::{
+    Action, BindingRecord, BrokerRecord, CardRecord, FUNCTIONS_PER_CARD_MAX, Inventory, Placement, Record, RecordKey,
+};
 
 /// Part of a message that is not the desired state's content: the largest encoding of its envelope and revision.
 const ENVELOPE_LEN_MAX: usize = 64;
@@ -53,9 +55,14 @@ fn serves(binding: &BindingRecord, placement: &Placement) -> bool {
 pub fn end(inventory: &Inventory, binding: &BindingRecord, now_s: u64) -> BindingRecord {
     match inventory.cards.get(&binding.function.card) {
         // Without a certificate no card has ever been told.
-        Some(CardRecord { certificate: Some(_), revision, .. }) => {
-            BindingRecord { ends_at: Some(revision.next()), ..binding.after(&Event::Revoke, now_s) }
-        }
+        Some(CardRecord {
+            certificate: Some(_),
+            revision,
+            ..
+        }) => BindingRecord {
+            ends_at: Some(revision.next()),
+            ..binding.after(&Event::Revoke, now_s)
+        },
         _ => binding.after(&Event::CardRemoved, now_s),
     }
 }
@@ -63,8 +70,12 @@ pub fn end(inventory: &Inventory, binding: &BindingRecord, now_s: u64) -> Bindin
 /// Drops released bindings of objects that are gone, and keeps their generation as the floor for new objects.
 fn forget_released(draft: &mut Draft<'_>) {
     let over = |b: &&BindingRecord| b.state == State::Released && draft.placement(&b.object).is_none();
-    let gone: Vec<(ObjectRef, Generation)> =
-        draft.bindings.values().filter(over).map(|b| (b.object.clone(), b.generation)).collect();
+    let gone: Vec<(ObjectRef, Generation)> = draft
+        .bindings
+        .values()
+        .filter(over)
+        .map(|b| (b.object.clone(), b.generation))
+        .collect();
     for (object, generation) in gone {
         raise_floor(draft, generation);
         draft.apply(Action::Remove(RecordKey::Binding(object)));
@@ -74,7 +85,10 @@ fn forget_released(draft: &mut Draft<'_>) {
 /// Objects that have no record begin above `generation` from here on.
 pub fn raise_floor(draft: &mut Draft<'_>, generation: Generation) {
     if generation > draft.broker.generation_floor {
-        let broker = BrokerRecord { generation_floor: generation, ..draft.broker.clone() };
+        let broker = BrokerRecord {
+            generation_floor: generation,
+            ..draft.broker.clone()
+        };
         draft.apply(Action::Put(Record::Broker(broker)));
     }
 }
@@ -92,17 +106,31 @@ fn reserve_missing(draft: &mut Draft<'_>, now_s: u64) -> Result<(), Failure> {
     }
     let mut used: BTreeMap<Name, BTreeSet<u16>> = BTreeMap::new();
     for binding in draft.bindings.values().filter(|b| b.state != State::Released) {
-        used.entry(binding.function.card.clone()).or_default().insert(binding.function.function);
+        used.entry(binding.function.card.clone())
+            .or_default()
+            .insert(binding.function.function);
     }
     for (object, placement) in missing {
-        let Some(card) = draft.cards.get(&placement.card).cloned() else { continue };
+        let Some(card) = draft.cards.get(&placement.card).cloned() else {
+            continue;
+        };
         let slots = used.entry(card.name.clone()).or_default();
         let function = free_slot(slots).ok_or_else(|| {
-            Failure::quota(format!("card {}", card.name), "functions on one card", FUNCTIONS_PER_CARD_MAX)
+            Failure::quota(
+                format!("card {}", card.name),
+                "functions on one card",
+                FUNCTIONS_PER_CARD_MAX,
+            )
         })?;
         slots.insert(function);
-        let card = CardRecord { incarnation: card.incarnation.next(), ..card };
-        let last = draft.bindings.get(&object).map_or(draft.broker.generation_floor, |b| b.generation);
+        let card = CardRecord {
+            incarnation: card.incarnation.next(),
+            ..card
+        };
+        let last = draft
+            .bindings
+            .get(&object)
+            .map_or(draft.broker.generation_floor, |b| b.generation);
         let binding = BindingRecord {
             object,
             host: placement.host,
@@ -127,7 +155,9 @@ fn reserve_missing(draft: &mut Draft<'_>, now_s: u64) -> Result<(), Failure> {
 }
 
 fn free_slot(used: &BTreeSet<u16>) -> Option<u16> {
-    (0..u16::MAX).take(FUNCTIONS_PER_CARD_MAX).find(|slot| !used.contains(slot))
+    (0..u16::MAX)
+        .take(FUNCTIONS_PER_CARD_MAX)
+        .find(|slot| !used.contains(slot))
 }
 
 /// Gives each card whose desired state changed its next revision.
@@ -136,16 +166,31 @@ fn raise_revisions(draft: &mut Draft<'_>) -> Result<(), Failure> {
     for (done, undo) in draft.steps() {
         touched.extend(card_of(done));
         touched.extend(card_of(undo));
+        if let (Action::Put(Record::Broker(new)), Action::Put(Record::Broker(old))) = (done, undo)
+            && new.epoch != old.epoch
+        {
+            touched.extend(draft.cards.keys().cloned());
+        }
     }
     for name in touched {
-        let Some(card) = draft.cards.get(&name).cloned() else { continue };
+        let Some(card) = draft.cards.get(&name).cloned() else {
+            continue;
+        };
         let (desired_sha256, len) = content(&desired_state(draft, &name));
         if len > CARD_MESSAGE_LEN_MAX - ENVELOPE_LEN_MAX {
-            return Err(Failure::quota(format!("card {name}"), "bytes of policy for one card", CARD_MESSAGE_LEN_MAX));
+            return Err(Failure::quota(
+                format!("card {name}"),
+                "bytes of policy for one card",
+                CARD_MESSAGE_LEN_MAX,
+            ));
         }
         if desired_sha256 != card.desired_sha256 {
             let revision: Revision = card.revision.next();
-            draft.apply(Action::Put(Record::Card(CardRecord { revision, desired_sha256, ..card })));
+            draft.apply(Action::Put(Record::Card(CardRecord {
+                revision,
+                desired_sha256,
+                ..card
+            })));
         }
     }
     Ok(())

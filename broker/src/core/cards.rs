@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     identity::{Peer, TokenVerdict},
-    inventory::{Action, CardRecord, CertificateRecord, Record},
+    inventory::{Action, BrokerRecord, CardRecord, CertificateRecord, Record},
 };
 
 /// Most drop reasons that a card may report for one port.
@@ -59,8 +59,19 @@ impl Core {
     ///
     /// # Errors
     /// One refusal alike for an unknown card, a wrong, used or expired token.
-    pub fn redeem(&mut self, card: &Name, secret: &[u8], certificate: CertificateRecord, now_s: u64) -> Result<(), Refusal> {
-        let verdict = self.inventory.cards.get(card).and_then(|c| c.token.as_ref()).map(|t| t.verify(secret, now_s));
+    pub fn redeem(
+        &mut self,
+        card: &Name,
+        secret: &[u8],
+        certificate: CertificateRecord,
+        now_s: u64,
+    ) -> Result<(), Refusal> {
+        let verdict = self
+            .inventory
+            .cards
+            .get(card)
+            .and_then(|c| c.token.as_ref())
+            .map(|t| t.verify(secret, now_s));
         let record = match (verdict, self.inventory.cards.get(card)) {
             (Some(TokenVerdict::Good), Some(record)) => record.clone(),
             _ => {
@@ -77,9 +88,18 @@ impl Core {
             }
         };
         // A card that enrols has a new key and may have lost its state: what it told before counts no more.
-        let token = if on(Check::TokenOnce) { None } else { record.token.clone() };
-        let record =
-            CardRecord { token, certificate: Some(certificate), dpu_epoch: None, applied: None, ..record };
+        let token = if on(Check::TokenOnce) {
+            None
+        } else {
+            record.token.clone()
+        };
+        let record = CardRecord {
+            token,
+            certificate: Some(certificate),
+            dpu_epoch: None,
+            applied: None,
+            ..record
+        };
         let stored = self.change(now_s, |draft| {
             draft.apply(Action::Put(Record::Card(record)));
             Ok(())
@@ -99,25 +119,52 @@ impl Core {
         let card = &peer.name;
         let version = negotiate(hello.versions, CARD_VERSIONS)?;
         let record = self.admit(peer, hello, now_s)?;
+        let ours = (self.inventory.broker.epoch, record.revision);
+        let theirs = (hello.broker_epoch, hello.revision);
         let record = CardRecord {
             isolation: Some(hello.isolation),
             dpu_epoch: Some(hello.dpu_epoch),
+            revision: record.revision.max(hello.revision),
             last_seen_s: Some(now_s),
             ..record
         };
         let stored = self.change(now_s, |draft| {
             draft.apply(Action::Put(Record::Card(record)));
-            Ok(())
+            if theirs > ours {
+                let epoch = ours.0.max(theirs.0).next();
+                tracing::warn!("card {card} knows a later state than this store: the broker's epoch is {epoch} now");
+                draft.apply(Action::Put(Record::Broker(BrokerRecord {
+                    epoch,
+                    ..draft.broker.clone()
+                })));
+            }
+            settle(draft, now_s)
         });
         stored.map_err(|failure| unavailable(&failure))?;
+        self.after_change();
         let id = self.live.next_id();
-        let connection = Connection { id, outbox, applied: None, inventory: None };
+        // What it holds of this broker's word is in force already.
+        let holds = (theirs.0 == self.inventory.broker.epoch && theirs <= ours).then_some(theirs.1);
+        let connection = Connection {
+            id,
+            outbox,
+            applied: holds,
+            inventory: None,
+        };
         if self.live.connections.insert(card.clone(), connection).is_some() {
             tracing::info!("card {card}: a new connection replaces the former one");
         }
         self.send_desired(card);
-        tracing::info!(serial = hello.serial, dpu_epoch = hello.dpu_epoch.0, "card {card} connected");
-        Ok(Accepted { version, broker_epoch: self.inventory.broker.epoch, connection: id })
+        tracing::info!(
+            serial = hello.serial,
+            dpu_epoch = hello.dpu_epoch.0,
+            "card {card} connected"
+        );
+        Ok(Accepted {
+            version,
+            broker_epoch: self.inventory.broker.epoch,
+            connection: id,
+        })
     }
 
     fn admit(&self, peer: &Peer, hello: &Hello, now_s: u64) -> Result<CardRecord, Refusal> {
@@ -133,7 +180,10 @@ impl Core {
         match &record.certificate {
             Some(certificate) if certificate.fingerprint == peer.fingerprint => {
                 if now_s >= certificate.not_after_s {
-                    return refuse(Code::NotGranted, format!("card {card}'s certificate has expired: {again}"));
+                    return refuse(
+                        Code::NotGranted,
+                        format!("card {card}'s certificate has expired: {again}"),
+                    );
                 }
             }
             _ => {
@@ -144,10 +194,29 @@ impl Core {
         if record.serial != hello.serial && on(Check::CardSerial) {
             let owner = self.inventory.cards.values().find(|c| c.serial == hello.serial);
             let text = match owner {
-                Some(owner) => format!("card {card} says it has serial {}, which is card {}'s", hello.serial, owner.name),
-                None => format!("card {card} says it has serial {}, but was enrolled with {}", hello.serial, record.serial),
+                Some(owner) => format!(
+                    "card {card} says it has serial {}, which is card {}'s",
+                    hello.serial, owner.name
+                ),
+                None => format!(
+                    "card {card} says it has serial {}, but was enrolled with {}",
+                    hello.serial, record.serial
+                ),
             };
-            return refuse(Code::NotGranted, format!("{text}: correct `serial` in the card's configuration"));
+            return refuse(
+                Code::NotGranted,
+                format!("{text}: correct `serial` in the card's configuration"),
+            );
+        }
+        // A card that was enrolled anew since may: whoever enrolled it wants this broker's word to count.
+        let ahead = (hello.broker_epoch, hello.revision) > (self.inventory.broker.epoch, record.revision);
+        if ahead && record.dpu_epoch.is_some() {
+            let text = format!(
+                "card {card} holds revision {} of broker epoch {}, this broker knows {} of {}: its store is an old copy. The \
+                 card keeps what it has; apply the topology again, then {again}",
+                hello.revision, hello.broker_epoch, record.revision, self.inventory.broker.epoch
+            );
+            return refuse(Code::Stale, text);
         }
         if record.dpu_epoch.is_some_and(|seen| hello.dpu_epoch < seen) {
             let text = format!(
@@ -174,7 +243,10 @@ impl Core {
     ) -> Result<(), Refusal> {
         let connection = self.live.connection(card, id).ok_or_else(|| replaced(card))?;
         if connection.inventory.as_ref().is_some_and(|(last, _)| seq <= *last) {
-            return Err(Refusal::new(Code::Stale, format!("card {card} sent inventory {seq} after a later one")));
+            return Err(Refusal::new(
+                Code::Stale,
+                format!("card {card} sent inventory {seq} after a later one"),
+            ));
         }
         connection.inventory = Some((seq, by_object(bindings)));
         self.take_up_reports(card, now_s)
@@ -184,11 +256,18 @@ impl Core {
     ///
     /// # Errors
     /// As [`Core::card_inventory`].
-    pub fn card_applied(&mut self, card: &Name, id: ConnectionId, revision: Revision, now_s: u64) -> Result<(), Refusal> {
+    pub fn card_applied(
+        &mut self,
+        card: &Name,
+        id: ConnectionId,
+        revision: Revision,
+        now_s: u64,
+    ) -> Result<(), Refusal> {
         let wanted = self.inventory.cards.get(card).map(|c| c.revision).unwrap_or_default();
         let connection = self.live.connection(card, id).ok_or_else(|| replaced(card))?;
         if revision > wanted {
-            let text = format!("card {card} applied revision {revision}, which it was never sent (the latest is {wanted})");
+            let text =
+                format!("card {card} applied revision {revision}, which it was never sent (the latest is {wanted})");
             return Err(Refusal::new(Code::Stale, text));
         }
         connection.applied = connection.applied.max(Some(revision));
@@ -197,14 +276,19 @@ impl Core {
 
     /// Brings the inventory in line with the card's latest report and applied revision.
     fn take_up_reports(&mut self, card: &Name, now_s: u64) -> Result<(), Refusal> {
-        let Some(connection) = self.live.connections.get_mut(card) else { return Ok(()) };
+        let Some(connection) = self.live.connections.get_mut(card) else {
+            return Ok(());
+        };
         let (applied, reported) = (connection.applied, connection.inventory.take());
         let changed = self.change(now_s, |draft| {
             if let Some(record) = draft.cards.get(card)
                 && applied.is_some()
                 && record.applied != applied
             {
-                let record = CardRecord { applied, ..record.clone() };
+                let record = CardRecord {
+                    applied,
+                    ..record.clone()
+                };
                 draft.apply(Action::Put(Record::Card(record)));
             }
             if let Some((_, reports)) = &reported {
@@ -229,7 +313,9 @@ impl Core {
         volumes: Vec<VolumeCounters>,
         received: Instant,
     ) {
-        let Some(_) = self.live.connection(card, id) else { return };
+        let Some(_) = self.live.connection(card, id) else {
+            return;
+        };
         let inventory = &self.inventory;
         let on_card = |placement: Option<&crate::inventory::Placement>| placement.is_some_and(|p| p.card == *card);
         let ports: BTreeMap<Name, PortCounters> = ports
@@ -246,7 +332,14 @@ impl Core {
             .filter(|v| on_card(inventory.volumes.get(&v.name).map(|r| &r.placement)))
             .map(|v| (v.name.clone(), v))
             .collect();
-        self.live.telemetry.insert(card.clone(), Telemetry { ports, volumes, received });
+        self.live.telemetry.insert(
+            card.clone(),
+            Telemetry {
+                ports,
+                volumes,
+                received,
+            },
+        );
     }
 
     /// A connection ended.
@@ -257,7 +350,10 @@ impl Core {
         self.live.connections.remove(card);
         tracing::info!("card {card} disconnected");
         if let Some(record) = self.inventory.cards.get(card) {
-            let record = CardRecord { last_seen_s: Some(now_s), ..record.clone() };
+            let record = CardRecord {
+                last_seen_s: Some(now_s),
+                ..record.clone()
+            };
             let stored = self.change(now_s, |draft| {
                 draft.apply(Action::Put(Record::Card(record)));
                 Ok(())
@@ -276,7 +372,10 @@ fn is_reason(reason: &str) -> bool {
 }
 
 fn replaced(card: &Name) -> Refusal {
-    Refusal::new(Code::Stale, format!("a later connection of card {card} replaced this one"))
+    Refusal::new(
+        Code::Stale,
+        format!("a later connection of card {card} replaced this one"),
+    )
 }
 
 fn unavailable(failure: &Failure) -> Refusal {

@@ -14,19 +14,30 @@ use crate::{
 
 /// Everything that `card` has to hold, at its present revision.
 pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
-    let ports = inventory.ports.values().filter(|p| p.placement.card == *card).map(|p| Port {
-        name: p.spec.name.clone(),
-        network: p.spec.network.clone(),
-        mac: p.spec.mac,
-        addresses: p.spec.addresses.clone(),
-    });
-    let volumes = inventory.volumes.values().filter(|v| v.placement.card == *card).map(|v| Volume {
-        name: v.spec.name.clone(),
-        size_bytes: v.spec.size.bytes(),
-        backend: (&v.spec.backend).into(),
-        read_only: v.spec.read_only,
-    });
-    let bindings = inventory.bindings.values().filter(|b| b.function.card == *card && is_wanted(b));
+    let ports = inventory
+        .ports
+        .values()
+        .filter(|p| p.placement.card == *card)
+        .map(|p| Port {
+            name: p.spec.name.clone(),
+            network: p.spec.network.clone(),
+            mac: p.spec.mac,
+            addresses: p.spec.addresses.clone(),
+        });
+    let volumes = inventory
+        .volumes
+        .values()
+        .filter(|v| v.placement.card == *card)
+        .map(|v| Volume {
+            name: v.spec.name.clone(),
+            size_bytes: v.spec.size.bytes(),
+            backend: (&v.spec.backend).into(),
+            read_only: v.spec.read_only,
+        });
+    let bindings = inventory
+        .bindings
+        .values()
+        .filter(|b| b.function.card == *card && is_wanted(b));
     let grants = bindings.map(|b| Grant {
         object: b.object.clone(),
         host: b.host.clone(),
@@ -45,12 +56,18 @@ pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
 
 /// Whether the card is to hold the binding.
 pub fn is_wanted(binding: &BindingRecord) -> bool {
-    let live = matches!(binding.state, State::Reserved | State::Prepared | State::Attached | State::Active);
+    let live = matches!(
+        binding.state,
+        State::Reserved | State::Prepared | State::Attached | State::Active
+    );
     live && binding.ends_at.is_none()
 }
 
 /// What a desired state says apart from its revision: its hash, and its length in bytes on the wire.
 pub fn content(state: &DesiredState) -> (String, usize) {
-    let bytes = encode(&DesiredState { revision: Default::default(), ..state.clone() });
+    let bytes = encode(&DesiredState {
+        revision: Default::default(),
+        ..state.clone()
+    });
     (sha256_hex(&bytes), bytes.len())
 }

@@ -19,7 +19,11 @@ pub struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// A change of nothing so far.
     pub fn new(inventory: &'a mut Inventory) -> Self {
-        Self { inventory, done: Vec::new(), undo: Vec::new() }
+        Self {
+            inventory,
+            done: Vec::new(),
+            undo: Vec::new(),
+        }
     }
 
     /// Adds an action.
@@ -47,7 +51,12 @@ impl<'a> Draft<'a> {
         let mut seen = std::collections::BTreeSet::new();
         for action in self.done.iter().rev() {
             let write = action.write().map_err(|e| {
-                Failure::general(500, "internal", format!("a record cannot be written: {e}"), "report this")
+                Failure::general(
+                    500,
+                    "internal",
+                    format!("a record cannot be written: {e}"),
+                    "report this",
+                )
             })?;
             if seen.insert((write.table, write.key.clone())) {
                 writes.push(write);

@@ -12,29 +12,46 @@ pub fn broken(inventory: &Inventory) -> Option<String> {
     if let Some(card) = inventory.cards.values().find(|c| !serials.insert(&c.serial)) {
         return Some(format!("two cards have serial {}", card.serial));
     }
-    let unplaced = inventory.placements().find(|(_, p)| !inventory.cards.contains_key(&p.card));
+    let unplaced = inventory
+        .placements()
+        .find(|(_, p)| !inventory.cards.contains_key(&p.card));
     if let Some((object, placement)) = unplaced {
         return Some(format!("{object} is on card {}, which is not there", placement.card));
     }
-    let astray = inventory.ports.values().find(|p| !inventory.networks.contains_key(&p.spec.network));
+    let astray = inventory
+        .ports
+        .values()
+        .find(|p| !inventory.networks.contains_key(&p.spec.network));
     if let Some(port) = astray {
-        return Some(format!("port {} is on network {}, which is not there", port.spec.name, port.spec.network));
+        return Some(format!(
+            "port {} is on network {}, which is not there",
+            port.spec.name, port.spec.network
+        ));
     }
     let mut functions = BTreeSet::new();
     for binding in inventory.bindings.values().filter(|b| b.state != State::Released) {
         let function = &binding.function;
         let Some(card) = inventory.cards.get(&function.card) else {
-            return Some(format!("{} is bound to card {}, which is not there", binding.object, function.card));
+            return Some(format!(
+                "{} is bound to card {}, which is not there",
+                binding.object, function.card
+            ));
         };
         if !functions.insert((&function.card, function.controller, function.pf, function.function)) {
-            return Some(format!("function {} of card {} has two bindings", function.function, function.card));
+            return Some(format!(
+                "function {} of card {} has two bindings",
+                function.function, function.card
+            ));
         }
         if function.incarnation > card.incarnation {
-            return Some(format!("{} has an incarnation that card {} never handed out", binding.object, card.name));
+            return Some(format!(
+                "{} has an incarnation that card {} never handed out",
+                binding.object, card.name
+            ));
         }
-        let wanted = inventory.placement(&binding.object).is_some_and(|p| {
-            p.granted && p.host == binding.host && p.card == function.card
-        });
+        let wanted = inventory
+            .placement(&binding.object)
+            .is_some_and(|p| p.granted && p.host == binding.host && p.card == function.card);
         if binding.ends_at.is_none() && !wanted {
             return Some(format!("{} stays bound without a grant", binding.object));
         }

@@ -1,10 +1,6 @@
 //! What is known of cards only while the broker runs: connections, the latest inventory and counters.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use outboard_protocol::{
     card::{PortCounters, VolumeCounters},

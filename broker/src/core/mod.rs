@@ -21,11 +21,11 @@ use std::sync::Arc;
 
 use outboard_protocol::id::{BrokerEpoch, Name};
 
+pub use cards::{Accepted, Hello};
 pub use command::{Answer, Command, Operation};
 pub use desired::desired_state;
 use draft::Draft;
 pub use failure::Failure;
-pub use cards::{Accepted, Hello};
 pub use handle::{CoreHandle, Gone, spawn};
 pub use live::{Connection, ConnectionId, Live, Outbox, Telemetry};
 pub use operations::Outcome;
@@ -68,9 +68,16 @@ impl Core {
         if let Some(broken) = invariants::broken(&inventory) {
             return Err(OpenError::Inconsistent(broken));
         }
-        let mut core = Self { inventory, store, live: Live::default() };
+        let mut core = Self {
+            inventory,
+            store,
+            live: Live::default(),
+        };
         if core.inventory.broker.epoch == BrokerEpoch::default() {
-            let first = BrokerRecord { epoch: BrokerEpoch(1), ..core.inventory.broker.clone() };
+            let first = BrokerRecord {
+                epoch: BrokerEpoch(1),
+                ..core.inventory.broker.clone()
+            };
             let stored = core.change(0, |draft| {
                 draft.apply(Action::Put(Record::Broker(first)));
                 Ok(())
@@ -134,11 +141,7 @@ impl Core {
     }
 
     /// Makes a change durable, or takes it back.
-    fn change<R>(
-        &mut self,
-        now_s: u64,
-        make: impl FnOnce(&mut Draft<'_>) -> Result<R, Failure>,
-    ) -> Result<R, Failure> {
+    fn change<R>(&mut self, now_s: u64, make: impl FnOnce(&mut Draft<'_>) -> Result<R, Failure>) -> Result<R, Failure> {
         let mut draft = Draft::new(&mut self.inventory);
         let result = make(&mut draft)?;
         if draft.is_empty() {
@@ -146,13 +149,23 @@ impl Core {
         }
         if let Some(broken) = invariants::broken(&draft) {
             tracing::error!(%broken, now_s, "a change was taken back: it would break an invariant");
-            return Err(Failure::general(500, "internal", format!("the change was taken back: {broken}"), "report this"));
+            return Err(Failure::general(
+                500,
+                "internal",
+                format!("the change was taken back: {broken}"),
+                "report this",
+            ));
         }
         let writes = draft.writes()?;
         self.store.commit(&writes).map_err(|error| {
             tracing::error!(%error, "the store failed");
             let message = format!("the store failed: {error}");
-            Failure::general(503, "store_failed", message, "check the disk that holds state_dir, then restart the broker")
+            Failure::general(
+                503,
+                "store_failed",
+                message,
+                "check the disk that holds state_dir, then restart the broker",
+            )
         })?;
         draft.keep();
         Ok(result)
@@ -161,7 +174,9 @@ impl Core {
     /// Sends what changed to the cards, and drops connections of cards that are not let in any more.
     fn after_change(&mut self) {
         let inventory = &self.inventory;
-        self.live.connections.retain(|name, _| inventory.cards.contains_key(name));
+        self.live
+            .connections
+            .retain(|name, _| inventory.cards.contains_key(name));
         self.live.telemetry.retain(|name, _| inventory.cards.contains_key(name));
         let names: Vec<Name> = self.live.connections.keys().cloned().collect();
         for name in names {
@@ -176,7 +191,9 @@ impl Core {
         };
         let sent = connection.outbox.borrow().as_ref().map(|state| state.revision);
         if sent != Some(record.revision) {
-            connection.outbox.send_replace(Some(Arc::new(desired_state(&self.inventory, card))));
+            connection
+                .outbox
+                .send_replace(Some(Arc::new(desired_state(&self.inventory, card))));
         }
     }
 }

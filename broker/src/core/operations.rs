@@ -26,7 +26,13 @@ pub fn repeated(record: &OperationRecord, operation: &Operation, now_s: u64) -> 
     let object = format!("operation {}", operation.id);
     if record.request_sha256 != operation.request_sha256 {
         let message = "this operation id came before with another request";
-        return Err(Failure::about(409, "operation_conflict", object, message, "use a new operation id for a new request"));
+        return Err(Failure::about(
+            409,
+            "operation_conflict",
+            object,
+            message,
+            "use a new operation id for a new request",
+        ));
     }
     if is_older(record, OPERATION_RESULT_TTL_S, now_s) {
         let message = "this operation was done long ago, and its answer is not kept any more";
@@ -38,15 +44,29 @@ pub fn repeated(record: &OperationRecord, operation: &Operation, now_s: u64) -> 
             409,
             "result_not_kept",
             object,
-            format!("this operation was done before (status {}); its answer held a secret or was too long to keep", record.status),
+            format!(
+                "this operation was done before (status {}); its answer held a secret or was too long to keep",
+                record.status
+            ),
             "look at the present state; for a new token or certificate repeat the request with a new operation id",
         )),
-        Some(body) if record.status < 400 => {
-            Ok(Outcome { status: record.status, body: body.clone(), secret: false })
-        }
+        Some(body) if record.status < 400 => Ok(Outcome {
+            status: record.status,
+            body: body.clone(),
+            secret: false,
+        }),
         Some(body) => match serde_json::from_str::<ErrorBody>(body) {
-            Ok(body) => Err(Failure { status: record.status, body }),
-            Err(e) => Err(Failure::about(500, "internal", object, format!("its stored answer is damaged: {e}"), "report this")),
+            Ok(body) => Err(Failure {
+                status: record.status,
+                body,
+            }),
+            Err(e) => Err(Failure::about(
+                500,
+                "internal",
+                object,
+                format!("its stored answer is damaged: {e}"),
+                "report this",
+            )),
         },
     }
 }
@@ -76,12 +96,17 @@ pub fn refused(operation: &Operation, failure: &Failure, now_s: u64) -> Operatio
 
 /// Adds a record; forgets answers and ids whose time is over and, beyond the bound, the oldest id.
 pub fn keep(draft: &mut Draft<'_>, record: OperationRecord, now_s: u64) {
-    let mut gone: Vec<Uuid> =
-        draft.operations.values().filter(|o| is_older(o, OPERATION_ID_TTL_S, now_s)).map(|o| o.id).collect();
+    let mut gone: Vec<Uuid> = draft
+        .operations
+        .values()
+        .filter(|o| is_older(o, OPERATION_ID_TTL_S, now_s))
+        .map(|o| o.id)
+        .collect();
     if gone.is_empty() && draft.operations.len() >= OPERATIONS_MAX {
         gone.extend(draft.operations.values().min_by_key(|o| o.done_s).map(|o| o.id));
     }
-    gone.into_iter().for_each(|id| draft.apply(Action::Remove(RecordKey::Operation(id))));
+    gone.into_iter()
+        .for_each(|id| draft.apply(Action::Remove(RecordKey::Operation(id))));
     let stale = |o: &&OperationRecord| o.body.is_some() && is_older(o, OPERATION_RESULT_TTL_S, now_s);
     let forgotten: Vec<OperationRecord> = draft.operations.values().filter(stale).cloned().collect();
     for record in forgotten {

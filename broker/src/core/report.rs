@@ -23,7 +23,9 @@ pub type Reports = BTreeMap<ObjectRef, BindingReport>;
 pub fn by_object(bindings: Vec<BindingReport>) -> Reports {
     let mut reports = Reports::new();
     for report in bindings {
-        let newer = reports.get(&report.object).is_none_or(|other| other.generation < report.generation);
+        let newer = reports
+            .get(&report.object)
+            .is_none_or(|other| other.generation < report.generation);
         if newer {
             reports.insert(report.object.clone(), report);
         }
@@ -44,7 +46,10 @@ pub fn take_up(draft: &mut Draft<'_>, card: &Name, reports: &Reports, applied: O
         let next = match reports.get(&binding.object) {
             Some(report) if report.generation > binding.generation => overtaken(draft, &binding, report, now_s),
             Some(report) if report.generation == binding.generation => {
-                let fence = Fence { generation: report.generation, incarnation: report.incarnation };
+                let fence = Fence {
+                    generation: report.generation,
+                    incarnation: report.incarnation,
+                };
                 let (state, error) = (report.state, report.error.clone());
                 binding.after(&Event::Reported { fence, state, error }, now_s)
             }
@@ -63,7 +68,11 @@ pub fn take_up(draft: &mut Draft<'_>, card: &Name, reports: &Reports, applied: O
 fn overtaken(inventory: &Inventory, binding: &BindingRecord, report: &BindingReport, now_s: u64) -> BindingRecord {
     let mut function = binding.function.clone();
     function.incarnation = report.incarnation;
-    let adopted = BindingRecord { function, generation: report.generation, ..binding.clone() };
+    let adopted = BindingRecord {
+        function,
+        generation: report.generation,
+        ..binding.clone()
+    };
     match report.state {
         State::Released => adopted.after(&Event::CardRemoved, now_s),
         _ => end(inventory, &adopted, now_s),
@@ -82,7 +91,10 @@ fn adopt_high_water(draft: &mut Draft<'_>, card: &Name, reports: &Reports) {
     if let (Some(record), Some(incarnation)) = (draft.cards.get(card), highest)
         && incarnation > record.incarnation
     {
-        let record = CardRecord { incarnation, ..record.clone() };
+        let record = CardRecord {
+            incarnation,
+            ..record.clone()
+        };
         draft.apply(Action::Put(Record::Card(record)));
     }
 }

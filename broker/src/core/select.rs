@@ -17,8 +17,8 @@ use crate::{
     identity::TokenRecord,
     inventory::{
         ADDRESSES_PER_PORT_MAX, Action, CARDS_MAX, CardRecord, Inventory, NETWORKS_MAX, NetworkRecord, OPERATORS_MAX,
-        OperatorRecord, PORTS_MAX, Placement, PortRecord, Record, RecordKey, SUBNETS_PER_NETWORK_MAX, VOLUME_PATH_LEN_MAX,
-        VOLUMES_MAX, VolumeRecord,
+        OperatorRecord, PORTS_MAX, Placement, PortRecord, Record, RecordKey, SUBNETS_PER_NETWORK_MAX,
+        VOLUME_PATH_LEN_MAX, VOLUMES_MAX, VolumeRecord,
     },
 };
 
@@ -33,28 +33,64 @@ pub fn select(inventory: &Inventory, command: Command, now_s: u64) -> Result<Sel
     match command {
         Command::PutNetwork(spec) => {
             let name = spec.name.clone();
-            declare(inventory, Topology { networks: vec![spec], ..Topology::default() }, Answer::Network(name), now_s)
+            declare(
+                inventory,
+                Topology {
+                    networks: vec![spec],
+                    ..Topology::default()
+                },
+                Answer::Network(name),
+                now_s,
+            )
         }
         Command::PutPort(spec) => {
             let name = spec.name.clone();
-            declare(inventory, Topology { ports: vec![spec], ..Topology::default() }, Answer::Port(name), now_s)
+            declare(
+                inventory,
+                Topology {
+                    ports: vec![spec],
+                    ..Topology::default()
+                },
+                Answer::Port(name),
+                now_s,
+            )
         }
         Command::PutVolume(spec) => {
             let name = spec.name.clone();
-            declare(inventory, Topology { volumes: vec![spec], ..Topology::default() }, Answer::Volume(name), now_s)
+            declare(
+                inventory,
+                Topology {
+                    volumes: vec![spec],
+                    ..Topology::default()
+                },
+                Answer::Volume(name),
+                now_s,
+            )
         }
         Command::DeleteNetwork(name) => delete_network(inventory, name),
         Command::Delete(object) => Ok((remove(&object), Answer::Done)),
         Command::Grant { object, host } => grant(inventory, object, host),
         Command::Revoke(object) => revoke(inventory, object),
-        Command::EnrolCard { card, serial, ttl_s, secret } => enrol(inventory, card, serial, ttl_s, &secret, now_s),
+        Command::EnrolCard {
+            card,
+            serial,
+            ttl_s,
+            secret,
+        } => enrol(inventory, card, serial, ttl_s, &secret, now_s),
         Command::DeleteCard(name) => delete_card(inventory, name),
         Command::ApplyTopology(topology) => apply_topology(inventory, topology, now_s),
         Command::RecordOperator { operator, certificate } => {
             if inventory.operators.len() >= OPERATORS_MAX && !inventory.operators.contains_key(&operator) {
-                return Err(Failure::quota(format!("operator {operator}"), "operators", OPERATORS_MAX));
+                return Err(Failure::quota(
+                    format!("operator {operator}"),
+                    "operators",
+                    OPERATORS_MAX,
+                ));
             }
-            let record = OperatorRecord { name: operator, certificate };
+            let record = OperatorRecord {
+                name: operator,
+                certificate,
+            };
             Ok((vec![Action::Put(Record::Operator(record))], Answer::Secret))
         }
     }
@@ -68,9 +104,18 @@ pub fn current(inventory: &Inventory) -> Current {
             applied.insert(TopologyObject::new(kind, name));
         }
     };
-    inventory.networks.values().for_each(|n| note(TopologyKind::Network, &n.spec.name, n.applied));
-    inventory.ports.values().for_each(|p| note(TopologyKind::Port, &p.spec.name, p.applied));
-    inventory.volumes.values().for_each(|v| note(TopologyKind::Volume, &v.spec.name, v.applied));
+    inventory
+        .networks
+        .values()
+        .for_each(|n| note(TopologyKind::Network, &n.spec.name, n.applied));
+    inventory
+        .ports
+        .values()
+        .for_each(|p| note(TopologyKind::Port, &p.spec.name, p.applied));
+    inventory
+        .volumes
+        .values()
+        .for_each(|v| note(TopologyKind::Volume, &v.spec.name, v.applied));
     let topology = Topology {
         networks: inventory.networks.values().map(|n| n.spec.clone()).collect(),
         volumes: inventory.volumes.values().map(|v| v.spec.clone()).collect(),
@@ -96,7 +141,10 @@ pub fn placed(inventory: &Inventory, current: &Current, mut wanted: Topology) ->
 
 /// Declares objects by hand: nothing else goes, and who made an object first stays noted.
 fn declare(inventory: &Inventory, wanted: Topology, answer: Answer, now_s: u64) -> Result<Selected, Failure> {
-    let current = Current { applied: BTreeSet::new(), ..current(inventory) };
+    let current = Current {
+        applied: BTreeSet::new(),
+        ..current(inventory)
+    };
     let wanted = placed(inventory, &current, wanted)?;
     Ok((put_all(inventory, wanted, false, now_s), answer))
 }
@@ -106,8 +154,12 @@ fn apply_topology(inventory: &Inventory, wanted: Topology, now_s: u64) -> Result
     let wanted = placed(inventory, &current, wanted)?;
     let changes = diff(&current, &wanted);
     let stays: BTreeSet<TopologyObject> = wanted.objects().collect();
-    let mut actions: Vec<Action> =
-        current.applied.iter().filter(|object| !stays.contains(object)).map(|object| removal(object)).collect();
+    let mut actions: Vec<Action> = current
+        .applied
+        .iter()
+        .filter(|object| !stays.contains(object))
+        .map(|object| removal(object))
+        .collect();
     actions.extend(put_all(inventory, wanted, true, now_s));
     Ok((actions, Answer::Changes(changes)))
 }
@@ -135,8 +187,14 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
     for spec in wanted.volumes {
         let old = inventory.volumes.get(&spec.name);
         let applied = by_apply || old.is_some_and(|o| o.applied);
-        let Some(placement) = placement(old.map(|o| &o.placement), spec.card.as_ref()) else { continue };
-        let new = VolumeRecord { spec, applied, placement };
+        let Some(placement) = placement(old.map(|o| &o.placement), spec.card.as_ref()) else {
+            continue;
+        };
+        let new = VolumeRecord {
+            spec,
+            applied,
+            placement,
+        };
         if old.is_some_and(|o| o.spec != new.spec) {
             actions.extend(rebind(inventory, &new.spec.name, now_s));
         }
@@ -147,8 +205,14 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
     for spec in wanted.ports {
         let old = inventory.ports.get(&spec.name);
         let applied = by_apply || old.is_some_and(|o| o.applied);
-        let Some(placement) = placement(old.map(|o| &o.placement), spec.card.as_ref()) else { continue };
-        let new = PortRecord { spec, applied, placement };
+        let Some(placement) = placement(old.map(|o| &o.placement), spec.card.as_ref()) else {
+            continue;
+        };
+        let new = PortRecord {
+            spec,
+            applied,
+            placement,
+        };
         if old != Some(&new) {
             actions.push(Action::Put(Record::Port(new)));
         }
@@ -158,8 +222,14 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
 
 /// Ends the binding of a volume that changes, so that no host redeems a grant that was made for other blocks.
 fn rebind(inventory: &Inventory, volume: &Name, now_s: u64) -> Option<Action> {
-    let object = ObjectRef { kind: ObjectKind::Volume, name: volume.clone() };
-    let binding = inventory.bindings.get(&object).filter(|b| b.state != State::Released && b.ends_at.is_none())?;
+    let object = ObjectRef {
+        kind: ObjectKind::Volume,
+        name: volume.clone(),
+    };
+    let binding = inventory
+        .bindings
+        .get(&object)
+        .filter(|b| b.state != State::Released && b.ends_at.is_none())?;
     Some(Action::Put(Record::Binding(end(inventory, binding, now_s))))
 }
 
@@ -167,9 +237,21 @@ fn rebind(inventory: &Inventory, volume: &Name, now_s: u64) -> Option<Action> {
 fn placement(old: Option<&Placement>, card: Option<&Name>) -> Option<Placement> {
     let card = card?.clone();
     Some(match old {
-        None => Placement { host: card.clone(), card, granted: true },
-        Some(old) if old.host == old.card => Placement { host: card.clone(), card, granted: old.granted },
-        Some(old) => Placement { host: old.host.clone(), card, granted: old.granted },
+        None => Placement {
+            host: card.clone(),
+            card,
+            granted: true,
+        },
+        Some(old) if old.host == old.card => Placement {
+            host: card.clone(),
+            card,
+            granted: old.granted,
+        },
+        Some(old) => Placement {
+            host: old.host.clone(),
+            card,
+            granted: old.granted,
+        },
     })
 }
 
@@ -177,12 +259,26 @@ fn check_limits(wanted: &Topology) -> Result<(), Failure> {
     let quota = |kind: &str, name: &Name, what: &str, max: usize| {
         let object = format!("{kind} {name}");
         let message = format!("{object} has more than {max} {what}");
-        Failure::about(422, "quota", object, message, format!("split it, so that none has more than {max}"))
+        Failure::about(
+            422,
+            "quota",
+            object,
+            message,
+            format!("split it, so that none has more than {max}"),
+        )
     };
-    for network in wanted.networks.iter().filter(|n| n.subnets.len() > SUBNETS_PER_NETWORK_MAX) {
+    for network in wanted
+        .networks
+        .iter()
+        .filter(|n| n.subnets.len() > SUBNETS_PER_NETWORK_MAX)
+    {
         return Err(quota("network", &network.name, "subnets", SUBNETS_PER_NETWORK_MAX));
     }
-    for port in wanted.ports.iter().filter(|p| p.addresses.len() > ADDRESSES_PER_PORT_MAX) {
+    for port in wanted
+        .ports
+        .iter()
+        .filter(|p| p.addresses.len() > ADDRESSES_PER_PORT_MAX)
+    {
         return Err(quota("port", &port.name, "addresses", ADDRESSES_PER_PORT_MAX));
     }
     for volume in &wanted.volumes {
@@ -207,7 +303,10 @@ fn check_counts(after: &Topology) -> Result<(), Failure> {
 
 /// A volume that a guest may be using keeps its blocks, size and card: changing them under it would corrupt it.
 fn check_idle(inventory: &Inventory, wanted: &VolumeSpec) -> Result<(), Failure> {
-    let object = ObjectRef { kind: ObjectKind::Volume, name: wanted.name.clone() };
+    let object = ObjectRef {
+        kind: ObjectKind::Volume,
+        name: wanted.name.clone(),
+    };
     let changes = inventory.volumes.get(&wanted.name).is_some_and(|v| v.spec != *wanted);
     let idle = [State::Reserved, State::Prepared, State::Released];
     match inventory.bindings.get(&object) {
@@ -215,7 +314,10 @@ fn check_idle(inventory: &Inventory, wanted: &VolumeSpec) -> Result<(), Failure>
             409,
             "in_use",
             &object,
-            format!("{object} is bound to card {} and cannot change while it is", b.function.card),
+            format!(
+                "{object} is bound to card {} and cannot change while it is",
+                b.function.card
+            ),
             format!(
                 "revoke it (`outboard grant revoke volume {0}`), wait until the revocation is done, change it, then grant \
                  it again",
@@ -227,8 +329,12 @@ fn check_idle(inventory: &Inventory, wanted: &VolumeSpec) -> Result<(), Failure>
 }
 
 fn delete_network(inventory: &Inventory, name: Name) -> Result<Selected, Failure> {
-    let users: Vec<&str> =
-        inventory.ports.values().filter(|p| p.spec.network == name).map(|p| p.spec.name.as_str()).collect();
+    let users: Vec<&str> = inventory
+        .ports
+        .values()
+        .filter(|p| p.spec.network == name)
+        .map(|p| p.spec.name.as_str())
+        .collect();
     if users.is_empty() {
         return Ok((vec![Action::Remove(RecordKey::Network(name))], Answer::Done));
     }
@@ -237,7 +343,11 @@ fn delete_network(inventory: &Inventory, name: Name) -> Result<Selected, Failure
         409,
         "in_use",
         format!("network {name}"),
-        format!("network {name} has {} ports: {shown}{}", users.len(), if users.len() > 5 { ", …" } else { "" }),
+        format!(
+            "network {name} has {} ports: {shown}{}",
+            users.len(),
+            if users.len() > 5 { ", …" } else { "" }
+        ),
         "delete its ports first",
     ))
 }
@@ -252,15 +362,30 @@ fn remove(object: &ObjectRef) -> Vec<Action> {
 
 fn grant(inventory: &Inventory, object: ObjectRef, host: Option<Name>) -> Result<Selected, Failure> {
     let old = inventory.placement(&object).ok_or_else(|| missing(&object))?;
-    let new = Placement { card: old.card.clone(), host: host.unwrap_or_else(|| old.card.clone()), granted: true };
-    let actions = if *old == new { None } else { inventory.with_placement(&object, new) };
+    let new = Placement {
+        card: old.card.clone(),
+        host: host.unwrap_or_else(|| old.card.clone()),
+        granted: true,
+    };
+    let actions = if *old == new {
+        None
+    } else {
+        inventory.with_placement(&object, new)
+    };
     Ok((actions.into_iter().collect(), Answer::Grant(object)))
 }
 
 fn revoke(inventory: &Inventory, object: ObjectRef) -> Result<Selected, Failure> {
     let old = inventory.placement(&object).ok_or_else(|| missing(&object))?;
-    let new = Placement { granted: false, ..old.clone() };
-    let actions = if *old == new { None } else { inventory.with_placement(&object, new) };
+    let new = Placement {
+        granted: false,
+        ..old.clone()
+    };
+    let actions = if *old == new {
+        None
+    } else {
+        inventory.with_placement(&object, new)
+    };
     Ok((actions.into_iter().collect(), Answer::Grant(object)))
 }
 
@@ -280,11 +405,20 @@ fn enrol(
     check_serial(&object, &serial)?;
     if ttl_s == 0 || ttl_s > TOKEN_TTL_MAX_S {
         let message = format!("a token cannot live for {ttl_s} s");
-        return Err(Failure::about(422, "bad_value", object, message, format!("use 1 to {TOKEN_TTL_MAX_S} seconds")));
+        return Err(Failure::about(
+            422,
+            "bad_value",
+            object,
+            message,
+            format!("use 1 to {TOKEN_TTL_MAX_S} seconds"),
+        ));
     }
     if let Some(other) = inventory.cards.values().find(|c| c.serial == serial && c.name != name) {
         let message = format!("serial {serial} is that of card {} already", other.name);
-        let remedy = format!("correct the serial, or delete the other card: outboard card delete {}", other.name);
+        let remedy = format!(
+            "correct the serial, or delete the other card: outboard card delete {}",
+            other.name
+        );
         return Err(Failure::about(409, "duplicate_serial", object, message, remedy));
     }
     let token = Some(TokenRecord::new(secret, now_s.saturating_add(ttl_s)));
@@ -306,12 +440,21 @@ fn check_serial(object: &str, serial: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!("a serial has 1 to {SERIAL_LEN_MAX} printable ASCII characters without blanks");
-    Err(Failure::about(422, "bad_value", object, message, "copy it from the card's PCI VPD"))
+    Err(Failure::about(
+        422,
+        "bad_value",
+        object,
+        message,
+        "copy it from the card's PCI VPD",
+    ))
 }
 
 fn delete_card(inventory: &Inventory, name: Name) -> Result<Selected, Failure> {
-    let on_it: Vec<String> =
-        inventory.placements().filter(|(_, p)| p.card == name).map(|(object, _)| object.to_string()).collect();
+    let on_it: Vec<String> = inventory
+        .placements()
+        .filter(|(_, p)| p.card == name)
+        .map(|(object, _)| object.to_string())
+        .collect();
     if !on_it.is_empty() {
         let message = format!("card {name} serves {} objects, such as {}", on_it.len(), on_it[0]);
         let remedy = "delete them or move them to another card first";

@@ -1,18 +1,12 @@
 //! The certificate authority, kept in the state directory.
 
-use std::{
-    fs, io,
-    net::IpAddr,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    time::Duration,
-};
+use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use outboard_protocol::id::Name;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 
@@ -105,11 +99,19 @@ impl Authority {
         let certificate =
             CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| damaged(&cert_path, &format!("{e:?}")))?;
         if !belongs(&certificate, &key) {
-            let what = format!("{} and {} do not belong together", key_path.display(), cert_path.display());
+            let what = format!(
+                "{} and {} do not belong together",
+                key_path.display(),
+                cert_path.display()
+            );
             return Err(StartError::new(what, "put back both files from the same backup"));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| damaged(&cert_path, &e))?;
-        Ok(Self { issuer, certificate, pem })
+        Ok(Self {
+            issuer,
+            certificate,
+            pem,
+        })
     }
 
     /// Its own certificate.
@@ -162,7 +164,10 @@ impl Authority {
         let key = KeyPair::generate()?;
         let mut params = params(Kind::Broker, "outboard-broker", now_s, SERVER_CERT_TTL_S)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        for host in [BROKER_TLS_NAME, "localhost"].into_iter().chain(hosts.iter().map(String::as_str)) {
+        for host in [BROKER_TLS_NAME, "localhost"]
+            .into_iter()
+            .chain(hosts.iter().map(String::as_str))
+        {
             params.subject_alt_names.push(match host.parse::<IpAddr>() {
                 Ok(address) => SanType::IpAddress(address),
                 Err(_) => SanType::DnsName(host.try_into()?),
@@ -180,7 +185,12 @@ impl Authority {
     ) -> Result<Issued, IssueError> {
         let signed = params.signed_by(key, &self.issuer)?;
         let (certificate, pem) = (signed.der().clone(), signed.pem());
-        Ok(Issued { fingerprint: fingerprint(&certificate), certificate, pem, not_after_s })
+        Ok(Issued {
+            fingerprint: fingerprint(&certificate),
+            certificate,
+            pem,
+            not_after_s,
+        })
     }
 }
 
@@ -191,8 +201,12 @@ fn params(kind: Kind, name: &str, now_s: u64, ttl_s: u64) -> Result<CertificateP
     serial[0] = serial[0] & 0x7f | 0x40;
     let mut params = CertificateParams::default();
     params.distinguished_name.remove(DnType::CommonName);
-    params.distinguished_name.push(DnType::OrganizationName, super::peer::ORGANIZATION);
-    params.distinguished_name.push(DnType::OrganizationalUnitName, kind.name());
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, super::peer::ORGANIZATION);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationalUnitName, kind.name());
     params.distinguished_name.push(DnType::CommonName, name);
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.is_ca = IsCa::ExplicitNoCa;
@@ -220,25 +234,46 @@ fn read_if_there(path: &Path) -> Result<Option<String>, StartError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(StartError::io("read", path, &e, "check its owner and mode, or put it back from a backup")),
+        Err(e) => Err(StartError::io(
+            "read",
+            path,
+            &e,
+            "check its owner and mode, or put it back from a backup",
+        )),
     }
 }
 
 fn check_private(path: &Path) -> Result<(), StartError> {
-    let mode = fs::metadata(path).map_err(|e| StartError::io("look at", path, &e, "check its owner"))?.permissions();
+    let mode = fs::metadata(path)
+        .map_err(|e| StartError::io("look at", path, &e, "check its owner"))?
+        .permissions();
     if mode.mode() & 0o077 == 0 {
         return Ok(());
     }
-    let what = format!("{} can be read by others (mode {:04o})", path.display(), mode.mode() & 0o7777);
-    Err(StartError::new(what, format!("chmod 600 {}; if others may have copied it, make a new authority", path.display())))
+    let what = format!(
+        "{} can be read by others (mode {:04o})",
+        path.display(),
+        mode.mode() & 0o7777
+    );
+    Err(StartError::new(
+        what,
+        format!(
+            "chmod 600 {}; if others may have copied it, make a new authority",
+            path.display()
+        ),
+    ))
 }
 
 fn save(path: &Path, content: &[u8]) -> Result<(), StartError> {
-    write_private(path, content).map_err(|e| StartError::io("write", path, &e, "check the directory's owner and free space"))
+    write_private(path, content)
+        .map_err(|e| StartError::io("write", path, &e, "check the directory's owner and free space"))
 }
 
 fn damaged(path: &Path, error: &dyn std::fmt::Display) -> StartError {
-    StartError::new(format!("{} cannot be used: {error}", path.display()), "put it back from a backup")
+    StartError::new(
+        format!("{} cannot be used: {error}", path.display()),
+        "put it back from a backup",
+    )
 }
 
 #[cfg(test)]

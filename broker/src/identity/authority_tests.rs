@@ -18,7 +18,9 @@ fn name(text: &str) -> Name {
 fn csr(subject: &str, key: &KeyPair) -> Vec<u8> {
     let mut params = CertificateParams::new(vec!["evil.example".to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, subject);
-    params.distinguished_name.push(DnType::OrganizationalUnitName, "operator");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationalUnitName, "operator");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.serialize_request(key).unwrap().der().to_vec()
 }
@@ -28,7 +30,10 @@ fn the_same_authority_is_there_after_a_restart() {
     let (directory, first) = authority();
     let again = Authority::load_or_create(directory.path(), NOW_S + 1).unwrap();
     assert_eq!(first.sha256(), again.sha256());
-    let mode = fs::metadata(directory.path().join("ca.key")).unwrap().permissions().mode();
+    let mode = fs::metadata(directory.path().join("ca.key"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
@@ -48,7 +53,10 @@ fn what_does_not_fit_together_is_refused_with_a_remedy() {
 
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
     let error = Authority::load_or_create(directory.path(), NOW_S).err().unwrap();
-    assert!(error.what.contains("0640") && error.fix.contains("chmod 600"), "{error}");
+    assert!(
+        error.what.contains("0640") && error.fix.contains("chmod 600"),
+        "{error}"
+    );
 
     write_private(&key, &pem).unwrap();
     let error = Authority::load_or_create(directory.path(), NOW_S).err().unwrap();
@@ -67,14 +75,19 @@ fn what_does_not_fit_together_is_refused_with_a_remedy() {
 fn of_a_signing_request_only_the_key_is_used() {
     let (_directory, authority) = authority();
     let key = KeyPair::generate().unwrap();
-    let issued = authority.issue_card(&name("local"), &csr("broker", &key), NOW_S).unwrap();
+    let issued = authority
+        .issue_card(&name("local"), &csr("broker", &key), NOW_S)
+        .unwrap();
     let peer = Peer::of(&issued.certificate).unwrap();
     assert_eq!((peer.kind, peer.name.as_str()), (Kind::Card, "local"));
     assert_eq!(peer.not_after_s, NOW_S + CARD_CERT_TTL_S);
     let (_, parsed) = x509_parser::parse_x509_certificate(&issued.certificate).unwrap();
     assert!(parsed.subject_alternative_name().unwrap().is_none());
     assert!(!parsed.is_ca());
-    assert_eq!(parsed.public_key().subject_public_key.data.as_ref(), key.public_key_raw());
+    assert_eq!(
+        parsed.public_key().subject_public_key.data.as_ref(),
+        key.public_key_raw()
+    );
     let usage = parsed.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.client_auth && !usage.server_auth);
 }

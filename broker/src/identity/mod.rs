@@ -9,7 +9,7 @@ mod private_file;
 mod tls;
 mod token;
 
-pub use authority::{Authority, CARD_CERT_TTL_S, Issued, IssueError, OPERATOR_CERT_TTL_S, SERVER_CERT_TTL_S};
+pub use authority::{Authority, CARD_CERT_TTL_S, IssueError, Issued, OPERATOR_CERT_TTL_S, SERVER_CERT_TTL_S};
 pub use peer::{Kind, Peer, PeerError, fingerprint, sha256_hex};
 pub use private_file::write_private;
 pub use tls::ServerTls;

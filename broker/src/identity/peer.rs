@@ -69,7 +69,12 @@ impl Peer {
         }
         let (kind, name) = subject(&parsed).ok_or(PeerError::Subject)?;
         let not_after_s = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-        Ok(Self { kind, name, fingerprint: fingerprint(certificate), not_after_s })
+        Ok(Self {
+            kind,
+            name,
+            fingerprint: fingerprint(certificate),
+            not_after_s,
+        })
     }
 }
 
@@ -87,7 +92,11 @@ fn subject(certificate: &X509Certificate<'_>) -> Option<(Kind, Name)> {
 /// The text of an attribute that must be there exactly once.
 fn only<'a>(mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>) -> Option<&'a str> {
     let value = values.next()?;
-    if values.next().is_some() { None } else { value.as_str().ok() }
+    if values.next().is_some() {
+        None
+    } else {
+        value.as_str().ok()
+    }
 }
 
 /// SHA-256, in hex.

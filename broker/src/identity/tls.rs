@@ -31,14 +31,26 @@ impl ServerTls {
     /// If a host is no DNS name or address.
     pub fn new(authority: Arc<Authority>, hosts: Vec<String>) -> Result<Self, StartError> {
         let unusable = |e: &dyn std::fmt::Display| {
-            StartError::new(format!("cannot make the broker's TLS certificate: {e}"), "check card_address")
+            StartError::new(
+                format!("cannot make the broker's TLS certificate: {e}"),
+                "check card_address",
+            )
         };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate().clone()).map_err(|e| unusable(&e))?;
-        let certificate = RenewedCertificate { authority, hosts, provider: provider.clone(), current: Mutex::new(None) };
+        let certificate = RenewedCertificate {
+            authority,
+            hosts,
+            provider: provider.clone(),
+            current: Mutex::new(None),
+        };
         certificate.at(unix_now_s()).map_err(|e| unusable(&e))?;
-        Ok(Self { provider, roots: Arc::new(roots), certificate: Arc::new(certificate) })
+        Ok(Self {
+            provider,
+            roots: Arc::new(roots),
+            certificate: Arc::new(certificate),
+        })
     }
 
     /// For cards: a peer may come without a certificate (to enrol), but a certificate that is shown must be a card's.
@@ -60,7 +72,11 @@ impl ServerTls {
     fn settings(&self, kind: Kind, anonymous: bool) -> Result<Arc<ServerConfig>, StartError> {
         let broken = |e: &dyn std::fmt::Display| StartError::new(format!("cannot set up TLS: {e}"), "report this");
         let builder = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone());
-        let builder = if anonymous { builder.allow_unauthenticated() } else { builder };
+        let builder = if anonymous {
+            builder.allow_unauthenticated()
+        } else {
+            builder
+        };
         let inner = builder.build().map_err(|e| broken(&e))?;
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -83,7 +99,9 @@ struct RenewedCertificate {
 
 impl std::fmt::Debug for RenewedCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RenewedCertificate").field("hosts", &self.hosts).finish_non_exhaustive()
+        f.debug_struct("RenewedCertificate")
+            .field("hosts", &self.hosts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -106,7 +124,9 @@ impl RenewedCertificate {
 
 impl ResolvesServerCert for RenewedCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.at(unix_now_s()).inspect_err(|error| tracing::error!(%error, "the broker has no TLS certificate")).ok()
+        self.at(unix_now_s())
+            .inspect_err(|error| tracing::error!(%error, "the broker has no TLS certificate"))
+            .ok()
     }
 }
 
@@ -148,7 +168,9 @@ impl ClientCertVerifier for KindVerifier {
                     "refused: this listener takes certificates of kind {} only",
                     self.kind.name()
                 );
-                Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+                Err(Error::InvalidCertificate(
+                    CertificateError::ApplicationVerificationFailure,
+                ))
             }
             Err(_) => Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
         }
@@ -190,7 +212,10 @@ fn log_refused(kind: Kind, peer: Option<&Peer>, error: &Error) {
 fn refusal_line(peer: &Peer, error: &Error) -> String {
     let remedy = match peer.kind {
         Kind::Card => format!("run `outboard card enrol {}` and give the token to the card", peer.name),
-        _ => format!("make a new one: POST /v1/operators/{} on the broker's unix socket", peer.name),
+        _ => format!(
+            "make a new one: POST /v1/operators/{} on the broker's unix socket",
+            peer.name
+        ),
     };
     let why = match error {
         Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
@@ -199,7 +224,11 @@ fn refusal_line(peer: &Peer, error: &Error) -> String {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => "was not signed by this broker".to_owned(),
         other => format!("is not accepted ({other})"),
     };
-    format!("{} {}: its certificate {why}; fix: {remedy}", peer.kind.name(), peer.name)
+    format!(
+        "{} {}: its certificate {why}; fix: {remedy}",
+        peer.kind.name(),
+        peer.name
+    )
 }
 
 #[cfg(test)]
@@ -224,7 +253,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let authority = Arc::new(Authority::load_or_create(directory.path(), 1_000_000).unwrap());
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let certificate = RenewedCertificate { authority, hosts: vec![], provider, current: Mutex::new(None) };
+        let certificate = RenewedCertificate {
+            authority,
+            hosts: vec![],
+            provider,
+            current: Mutex::new(None),
+        };
         let first = certificate.at(1_000_000).unwrap();
         let same = certificate.at(1_000_000 + SERVER_CERT_TTL_S / 2 - 1).unwrap();
         assert_eq!(first.cert, same.cert);

@@ -32,7 +32,10 @@ pub enum TokenVerdict {
 impl TokenRecord {
     /// The record of a secret.
     pub fn new(secret: &[u8], expires_s: u64) -> Self {
-        Self { secret_sha256: hex(&sha256(secret)), expires_s }
+        Self {
+            secret_sha256: hex(&sha256(secret)),
+            expires_s,
+        }
     }
 
     /// Judges a presented secret, in time that does not depend on how much of it is right.

@@ -196,7 +196,11 @@ impl Inventory {
     pub fn load(stored: &[Stored]) -> Result<Self, LoadError> {
         let mut inventory = Self::default();
         for Stored { table, key, value } in stored {
-            let error = |error| LoadError { table: table.name(), key: key.clone(), error };
+            let error = |error| LoadError {
+                table: table.name(),
+                key: key.clone(),
+                error,
+            };
             inventory.apply(Action::Put(Record::decode(*table, value).map_err(error)?));
         }
         Ok(inventory)
@@ -249,16 +253,36 @@ impl Inventory {
 
     /// Every port and volume with its placement.
     pub fn placements(&self) -> impl Iterator<Item = (ObjectRef, &Placement)> {
-        let ports = self.ports.iter().map(|(name, p)| (ObjectKind::Port, name, &p.placement));
-        let volumes = self.volumes.iter().map(|(name, v)| (ObjectKind::Volume, name, &v.placement));
-        ports.chain(volumes).map(|(kind, name, placement)| (ObjectRef { kind, name: name.clone() }, placement))
+        let ports = self
+            .ports
+            .iter()
+            .map(|(name, p)| (ObjectKind::Port, name, &p.placement));
+        let volumes = self
+            .volumes
+            .iter()
+            .map(|(name, v)| (ObjectKind::Volume, name, &v.placement));
+        ports.chain(volumes).map(|(kind, name, placement)| {
+            (
+                ObjectRef {
+                    kind,
+                    name: name.clone(),
+                },
+                placement,
+            )
+        })
     }
 
     /// The records again with another placement for one object.
     pub fn with_placement(&self, object: &ObjectRef, placement: Placement) -> Option<Action> {
         Some(Action::Put(match object.kind {
-            ObjectKind::Port => Record::Port(PortRecord { placement, ..self.ports.get(&object.name)?.clone() }),
-            ObjectKind::Volume => Record::Volume(VolumeRecord { placement, ..self.volumes.get(&object.name)?.clone() }),
+            ObjectKind::Port => Record::Port(PortRecord {
+                placement,
+                ..self.ports.get(&object.name)?.clone()
+            }),
+            ObjectKind::Volume => Record::Volume(VolumeRecord {
+                placement,
+                ..self.volumes.get(&object.name)?.clone()
+            }),
         }))
     }
 }

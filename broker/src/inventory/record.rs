@@ -155,10 +155,20 @@ impl BindingRecord {
             since_ms: 0,
         };
         // The broker's picture has no timeouts of its own: the card runs those.
-        match step(&binding, event, Now { monotonic_ms: 0, unix_s: now_s }) {
-            Ok((next, _)) => {
-                Self { state: next.state, error: next.error, since_s: next.since_unix_s, ..self.clone() }
-            }
+        match step(
+            &binding,
+            event,
+            Now {
+                monotonic_ms: 0,
+                unix_s: now_s,
+            },
+        ) {
+            Ok((next, _)) => Self {
+                state: next.state,
+                error: next.error,
+                since_s: next.since_unix_s,
+                ..self.clone()
+            },
             Err(refusal) => {
                 tracing::warn!("ignored what card {} said: {refusal}", self.function.card);
                 self.clone()

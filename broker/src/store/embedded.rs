@@ -4,7 +4,7 @@
 //! the root is switched, so a crash leaves the state before or after it, never between.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -98,6 +98,8 @@ fn is_about_content(error: &std::io::Error) -> bool {
 #[derive(Debug)]
 pub struct Store {
     database: Database,
+    /// Locked, so that no second broker makes or opens a store here.
+    directory: Option<File>,
 }
 
 fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
@@ -105,26 +107,52 @@ fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [
 }
 
 impl Store {
-    /// Opens the file, or makes it (mode 0600) if it is not there.
+    /// Opens the file, or makes it (mode 0600) if it is not there. Its directory stays locked while the store is open.
     ///
     /// # Errors
     /// A file that is in use, damaged, of another version, or that the disk refuses.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |e: std::io::Error| StoreError::Io(e.to_string());
+        let directory = File::open(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
+        directory.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => StoreError::InUse,
+            TryLockError::Error(e) => io(e),
+        })?;
+        if !path.try_exists().map_err(io)? {
+            Self::create(path, &directory)?;
+        }
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
+            // redb would make a new store of it, and all that was in the old one would be gone without a word.
+            return Err(StoreError::Damaged("it is empty".to_owned()));
+        }
+        let mut store = guarded(|| Self::prepare(Builder::new().set_cache_size(CACHE_LEN_BYTES).create_file(file)?))?;
+        store.directory = Some(directory);
+        Ok(store)
+    }
+
+    /// Makes the store under another name and gives it its own once it is whole: what a crash leaves of a store in the
+    /// making is no store.
+    fn create(path: &Path, directory: &File) -> Result<(), StoreError> {
+        let io = |e: std::io::Error| StoreError::Io(e.to_string());
+        let temporary = path.with_extension("new");
+        match std::fs::remove_file(&temporary) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            _ => {}
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
+            .create_new(true)
             .mode(0o600)
-            .open(path)
+            .open(&temporary)
             .map_err(io)?;
-        let store = guarded(|| Self::prepare(Builder::new().set_cache_size(CACHE_LEN_BYTES).create_file(file)?))?;
-        // The file's own name must be as durable as its first record.
-        if let Some(parent) = path.parent() {
-            File::open(parent).and_then(|d| d.sync_all()).map_err(io)?;
-        }
-        Ok(store)
+        drop(Self::prepare(
+            Builder::new().set_cache_size(CACHE_LEN_BYTES).create_file(file)?,
+        )?);
+        File::open(&temporary).and_then(|f| f.sync_all()).map_err(io)?;
+        std::fs::rename(&temporary, path).map_err(io)?;
+        directory.sync_all().map_err(io)
     }
 
     /// Opens a store on another storage, which a test can make fail.
@@ -132,7 +160,13 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_on(backend: impl StorageBackend) -> Result<Self, StoreError> {
-        guarded(|| Self::prepare(Builder::new().set_cache_size(CACHE_LEN_BYTES).create_with_backend(backend)?))
+        guarded(|| {
+            Self::prepare(
+                Builder::new()
+                    .set_cache_size(CACHE_LEN_BYTES)
+                    .create_with_backend(backend)?,
+            )
+        })
     }
 
     fn prepare(mut database: Database) -> Result<Self, StoreError> {
@@ -141,7 +175,10 @@ impl Store {
         if !database.check_integrity()? {
             return Err(StoreError::Damaged("its checksums do not match its content".to_owned()));
         }
-        let store = Self { database };
+        let store = Self {
+            database,
+            directory: None,
+        };
         match store.get(Table::Meta, SCHEMA_KEY)? {
             None => store.commit(&[Write {
                 table: Table::Meta,
@@ -182,7 +219,11 @@ impl Store {
                 for entry in open.iter()? {
                     let (key, value) = entry?;
                     if (table, key.value()) != (Table::Meta, SCHEMA_KEY) {
-                        records.push(Stored { table, key: key.value().to_owned(), value: value.value().to_vec() });
+                        records.push(Stored {
+                            table,
+                            key: key.value().to_owned(),
+                            value: value.value().to_vec(),
+                        });
                     }
                 }
             }
@@ -213,7 +254,9 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreEr
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(StoreError::Damaged(text.unwrap_or("its structure is inconsistent").to_owned()))
+        Err(StoreError::Damaged(
+            text.unwrap_or("its structure is inconsistent").to_owned(),
+        ))
     })
 }
 
