@@ -1,10 +1,16 @@
 //! What the broker wants a card to do. Flows broker → DPU only, as one whole snapshot per revision.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use minicbor::{Decode, Encode};
 
-use crate::id::{BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectRef, Revision};
+use crate::{
+    id::{BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, Revision},
+    refusal::{Code, Refusal},
+};
+
+/// Bytes in a sector; sizes of volumes are multiples of it (virtio 1.3 §5.2.4).
+pub const SECTOR_LEN: u64 = 512;
 
 /// Everything one card has to hold. Replaces the card's former state in one step.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
@@ -97,4 +103,119 @@ pub struct Grant {
     /// Seconds since the Unix epoch after which it may no longer be redeemed; none for as long as it is desired.
     #[n(4)]
     pub expires_unix_s: Option<u64>,
+}
+
+impl DesiredState {
+    /// Epoch and revision: of two desired states for one card, the one with the higher pair is in force.
+    pub fn version(&self) -> (BrokerEpoch, Revision) {
+        (self.broker_epoch, self.revision)
+    }
+
+    /// The grant of an object.
+    pub fn grant(&self, object: &ObjectRef) -> Option<&Grant> {
+        self.grants.iter().find(|g| g.object == *object)
+    }
+
+    /// The volume of that name.
+    pub fn volume(&self, name: &Name) -> Option<&Volume> {
+        self.volumes.iter().find(|v| v.name == *name)
+    }
+
+    /// Whether it makes sense as a whole.
+    ///
+    /// # Errors
+    /// [`Code::Malformed`], naming the first object that is named twice, granted but not described, or out of bounds.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let malformed = |text: String| Err(Refusal::new(Code::Malformed, format!("the broker sent {text}")));
+        let mut described = BTreeSet::new();
+        for port in &self.ports {
+            if port.mac.is_multicast() {
+                return malformed(format!("port {} with the group address {}", port.name, port.mac));
+            }
+            if !described.insert((ObjectKind::Port, &port.name)) {
+                return malformed(format!("port {} twice", port.name));
+            }
+        }
+        for volume in &self.volumes {
+            if volume.size_bytes == 0 || !volume.size_bytes.is_multiple_of(SECTOR_LEN) {
+                return malformed(format!(
+                    "volume {} with a size of {} bytes",
+                    volume.name, volume.size_bytes
+                ));
+            }
+            if !described.insert((ObjectKind::Volume, &volume.name)) {
+                return malformed(format!("volume {} twice", volume.name));
+            }
+        }
+        // What is left over after each grant took its object away is granted once at most.
+        for Grant { object, .. } in &self.grants {
+            if !described.remove(&(object.kind, &object.name)) {
+                return malformed(format!(
+                    "a grant of {object}, which it does not describe or granted already"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> DesiredState {
+        let port = Port {
+            name: "p".parse().unwrap(),
+            network: "n".parse().unwrap(),
+            mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
+            addresses: vec![],
+        };
+        let volume = Volume {
+            name: "p".parse().unwrap(),
+            size_bytes: 512,
+            backend: VolumeBackend::Null,
+            read_only: false,
+        };
+        let grant = |kind| Grant {
+            object: ObjectRef {
+                kind,
+                name: "p".parse().unwrap(),
+            },
+            host: "h".parse().unwrap(),
+            generation: Generation(1),
+            incarnation: Incarnation(1),
+            expires_unix_s: None,
+        };
+        DesiredState {
+            broker_epoch: BrokerEpoch(1),
+            revision: Revision(1),
+            ports: vec![port],
+            volumes: vec![volume],
+            grants: vec![grant(ObjectKind::Port), grant(ObjectKind::Volume)],
+        }
+    }
+
+    #[test]
+    fn a_state_that_contradicts_itself_is_refused() {
+        assert_eq!(state().check(), Ok(()));
+        type Spoil = fn(&mut DesiredState);
+        let spoilt: [(Spoil, &str); 7] = [
+            (|s| s.ports.push(s.ports[0].clone()), "port p twice"),
+            (|s| s.volumes.push(s.volumes[0].clone()), "volume p twice"),
+            (|s| s.grants.push(s.grants[0].clone()), "grant of port p"),
+            (|s| s.volumes.clear(), "grant of volume p"),
+            (|s| s.ports[0].mac.0[0] |= 1, "group address"),
+            (|s| s.volumes[0].size_bytes = 0, "size of 0"),
+            (|s| s.volumes[0].size_bytes = 513, "size of 513"),
+        ];
+        for (spoil, said) in spoilt {
+            let mut state = state();
+            spoil(&mut state);
+            let refusal = state.check().unwrap_err();
+            assert!(
+                refusal.code == Code::Malformed && refusal.text.contains(said),
+                "{refusal}"
+            );
+        }
+    }
 }

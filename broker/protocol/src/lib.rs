@@ -10,5 +10,6 @@ pub mod codec;
 pub mod desired;
 pub mod id;
 pub mod link;
+pub mod operation;
 pub mod refusal;
 pub mod token;

@@ -1,0 +1,133 @@
+//! What the broker desires, and what the card tells it.
+
+use outboard_controls::{Check, on};
+
+use super::{CardCore, Effect, Held, Outbox, Runtime};
+use crate::{
+    binding::{Binding, Event, Fence, Now, State},
+    card::BindingReport,
+    desired::{DesiredState, Grant},
+    id::{ObjectKind, ObjectRef},
+    refusal::{Code, Refusal},
+};
+
+impl CardCore {
+    /// Takes a desired state up, unless it is older than the one in force or contradicts itself.
+    pub(super) fn take_desired(&mut self, state: DesiredState, out: &mut Outbox, now: Now) {
+        let revision = state.revision;
+        if state != self.desired {
+            if let Err(refusal) = self.check_successor(&state) {
+                out.refused = Some(refusal);
+                return;
+            }
+            self.end_unwanted(&state, out, now);
+            self.note_changed_volumes(&state);
+            self.desired = state;
+            out.persist = true;
+            out.configure = true;
+        }
+        out.applied = Some(Effect::SendApplied { revision });
+        out.report = true;
+    }
+
+    fn check_successor(&self, state: &DesiredState) -> Result<(), Refusal> {
+        if state.version() <= self.desired.version() && on(Check::HighWater) {
+            let ((epoch, revision), (held_epoch, held)) = (state.version(), self.desired.version());
+            let text = format!(
+                "the broker sent desired state {revision} of its epoch {epoch}, this card holds another {held} of epoch {held_epoch}"
+            );
+            return Err(Refusal::new(Code::Stale, text));
+        }
+        state.check()
+    }
+
+    /// Revokes the bindings that the state no longer grants.
+    fn end_unwanted(&mut self, state: &DesiredState, out: &mut Outbox, now: Now) {
+        let live = self.held.values_mut().filter(|h| h.binding.state.is_live());
+        let mut ended = Vec::new();
+        for Held { binding, .. } in live {
+            match state.grant(&binding.object).filter(|grant| is_for(grant, binding)) {
+                Some(grant) => binding.expires_unix_s = grant.expires_unix_s,
+                None => ended.push(binding.object.clone()),
+            }
+        }
+        for object in ended {
+            // Cannot be refused: a live binding can always be revoked.
+            let _ = self.step(&object, &Event::Revoke, out, now);
+        }
+    }
+
+    /// A device keeps the volume it was set up with; say so if the volume has become another.
+    fn note_changed_volumes(&mut self, state: &DesiredState) {
+        for Held { binding, runtime } in self.held.values_mut() {
+            let ObjectRef { kind, name } = &binding.object;
+            let changed = *kind == ObjectKind::Volume && self.desired.volume(name) != state.volume(name);
+            if changed && runtime.ready && binding.state.is_live() {
+                let text = format!("{}: changed while it was bound: revoke it and grant it again", binding.object);
+                binding.error = Some(Refusal::new(Code::Unavailable, text));
+            }
+        }
+    }
+
+    /// Binds what is granted and not bound: once the former binding has ended, and never a generation seen before.
+    pub(super) fn bind_granted(&mut self, out: &mut Outbox, now: Now) {
+        let missing: Vec<Grant> = self.desired.grants.iter().filter(|g| self.is_to_bind(g, now)).cloned().collect();
+        for Grant { object, host, generation, incarnation, expires_unix_s } in missing {
+            self.high_water.raise(&object, generation);
+            let fence = Fence { generation, incarnation };
+            let binding = Binding::reserve(object.clone(), host, fence, expires_unix_s, now);
+            self.held.insert(object.clone(), Held { binding, runtime: Runtime::default() });
+            out.persist = true;
+            out.report = true;
+            self.ask_to_prepare(&object, out, now);
+        }
+    }
+
+    fn is_to_bind(&self, grant: &Grant, now: Now) -> bool {
+        let expired = grant.expires_unix_s.is_some_and(|expires| now.unix_s >= expires);
+        let former_ended = match self.binding(&grant.object) {
+            Some(former) if former.state == State::Released => former.generation != grant.generation,
+            Some(former) => former.generation != grant.generation && !on(Check::OneBinding),
+            None => true,
+        };
+        former_ended && !expired && self.high_water.is_new(&grant.object, grant.generation)
+    }
+
+    /// The next inventory: its number, and all bindings. A grant of a generation that is over is answered by the highest
+    /// generation seen, so that a broker that was set back learns how far to go.
+    pub(super) fn inventory(&mut self) -> (u64, Vec<BindingReport>) {
+        self.inventories_sent += 1;
+        let seq = self.inventories_sent;
+        let mut reports = Vec::with_capacity(self.held.len());
+        for Held { binding, runtime } in self.held.values_mut() {
+            if binding.state == State::Released {
+                runtime.told_released_in.get_or_insert(seq);
+            }
+            reports.push(BindingReport {
+                object: binding.object.clone(),
+                generation: binding.generation,
+                incarnation: binding.incarnation,
+                state: binding.state,
+                error: binding.error.clone(),
+            });
+        }
+        let over = self.desired.grants.iter().filter(|grant| !self.held.contains_key(&grant.object));
+        reports.extend(over.map(|grant| BindingReport {
+            object: grant.object.clone(),
+            generation: self.high_water.of(&grant.object).max(grant.generation),
+            incarnation: grant.incarnation,
+            state: State::Released,
+            error: None,
+        }));
+        (seq, reports)
+    }
+
+    /// Drops ended bindings whose end the broker has made durable.
+    pub(super) fn forget_acknowledged(&mut self, seq: u64) {
+        self.held.retain(|_, h| h.runtime.told_released_in.is_none_or(|told| told > seq));
+    }
+}
+
+fn is_for(grant: &Grant, binding: &Binding) -> bool {
+    (grant.generation, grant.incarnation) == (binding.generation, binding.incarnation) && grant.host == binding.host
+}
