@@ -3,7 +3,7 @@
 //! ports there are, or who may talk to whom.
 //!
 //! The walk of a frame: [`tx`] takes a chain and copies the virtio header and the first bytes of the frame into
-//! private memory ([`frame`]); [`packet`] finds out what it is; [`offload`] checks what the sender asks for against
+//! private memory; [`packet`] finds out what it is; [`offload`] checks what the sender asks for against
 //! that. After policy, which is elsewhere, [`deliver`] gives it to a receiver as it is, or with [`checksum`] completed
 //! or cut by [`segment`] for one that cannot take it, and [`rx`] writes it. Headers are written from the private bytes that were
 //! looked at; payload goes from guest memory to guest memory once.
@@ -13,11 +13,19 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod deliver;
+pub mod error;
 pub mod features;
 pub mod header;
+pub mod metrics;
 pub mod offload;
 pub mod packet;
+mod queue;
+pub mod rx;
 pub mod segment;
+pub mod tx;
+
+pub use queue::{QUEUE_COUNT, QUEUE_SIZE_MAX, RX_QUEUE, TX_QUEUE};
 
 use packet::ETHERNET_HEADER_LEN;
 

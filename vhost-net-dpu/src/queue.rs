@@ -1,0 +1,133 @@
+//! What the transmit and the receive queue have in common: a ring, its calls, and its failure.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use outboard_ring::{CallFd, Chain, KickFd, RingError, Signals, SplitRing};
+use outboard_vhost_user::QueueResources;
+
+use crate::{
+    error::{QueueFailure, StartError},
+    features::Accepted,
+};
+
+/// Index of the receive queue (virtio 1.3 §5.1.2).
+pub const RX_QUEUE: u16 = 0;
+/// Index of the transmit queue.
+pub const TX_QUEUE: u16 = 1;
+/// Queues served: one pair.
+pub const QUEUE_COUNT: u16 = 2;
+/// Largest queue that is offered.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// A running virtqueue of a network device.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) ring: SplitRing,
+    pub(crate) accepted: Accepted,
+    kick: Option<KickFd>,
+    call: Option<CallFd>,
+    /// Used entries were staged since the last flush.
+    staged: bool,
+    /// The driver is to be called at the next flush.
+    call_due: bool,
+    /// A failure that was not told yet.
+    failure: Option<QueueFailure>,
+}
+
+impl Queue {
+    pub(crate) fn new(resources: QueueResources) -> Result<Self, StartError> {
+        let accepted = Accepted::from_bits(resources.features).ok_or(StartError::Legacy)?;
+        let mut ring = resources.ring;
+        ring.disable_kicks();
+        // Entries of an earlier session may stand unsignalled, so the driver is called once in any case.
+        let (kick, call) = (resources.kick, resources.call);
+        Ok(Self {
+            ring,
+            accepted,
+            kick,
+            call,
+            staged: false,
+            call_due: true,
+            failure: None,
+        })
+    }
+
+    pub(crate) fn pop(&mut self, chain: &mut Chain) -> bool {
+        self.ring.pop(chain).unwrap_or_else(|error| {
+            self.failure = Some(error.into());
+            false
+        })
+    }
+
+    pub(crate) fn push(&mut self, head: u16, len: u32) {
+        self.staged = true;
+        if let Err(error) = self.ring.push_used(head, len) {
+            self.fail(error);
+        }
+    }
+
+    #[cold]
+    pub(crate) fn fail(&mut self, error: RingError) {
+        if self.ring.broken().is_none() {
+            self.ring.fail(error);
+            self.failure = self.ring.broken().cloned().map(QueueFailure);
+        }
+    }
+
+    pub(crate) fn broken(&self) -> bool {
+        self.ring.broken().is_some()
+    }
+
+    /// Shows the driver what was staged, and calls it if it wants that.
+    pub(crate) fn flush(&mut self, signals: &mut dyn Signals) {
+        if self.staged {
+            self.staged = false;
+            match self.ring.publish() {
+                Ok(wanted) => self.call_due |= wanted,
+                Err(error) => self.fail(error),
+            }
+        }
+        if self.call_due {
+            self.call_due = false;
+            if let Some(call) = &self.call {
+                signals.signal(call);
+            }
+        }
+    }
+
+    pub(crate) fn has_to_flush(&self) -> bool {
+        self.staged || self.call_due
+    }
+
+    pub(crate) fn set_call(&mut self, call: Option<CallFd>) {
+        self.call = call;
+        self.call_due = true;
+    }
+
+    /// Asks for kicks; true if chains are waiting already.
+    pub(crate) fn before_sleep(&mut self) -> bool {
+        self.ring.enable_kicks().unwrap_or_else(|error| {
+            self.failure = Some(error.into());
+            false
+        })
+    }
+
+    pub(crate) fn after_sleep(&mut self) {
+        self.drain_kicks();
+        self.ring.disable_kicks();
+    }
+
+    pub(crate) fn drain_kicks(&self) {
+        if let Some(kick) = &self.kick {
+            kick.drain();
+        }
+    }
+
+    pub(crate) fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.kick.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn take_failure(&mut self) -> Option<QueueFailure> {
+        self.failure.take()
+    }
+}

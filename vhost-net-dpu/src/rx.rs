@@ -1,0 +1,246 @@
+//! The receive path: a frame into a driver's buffers, whole or not at all.
+
+use std::os::fd::BorrowedFd;
+
+use outboard_ring::{CallFd, Chain, ChainError, GuestMemory, RingError, Signals, copy};
+use outboard_vhost_user::QueueResources;
+
+use crate::{
+    error::{QueueFailure, RxDrop, StartError},
+    features::Accepted,
+    header::{HEADER_LEN, NetHeader},
+    queue::Queue,
+};
+
+/// Buffers one frame may be spread over. A 64 KiB frame fills 43 of the 1,526 bytes that virtio 1.3 §5.1.6.3.1 has as
+/// least.
+pub const MERGED_BUFFERS_MAX: usize = 64;
+
+/// What follows a frame's private first bytes.
+#[derive(Debug, Clone, Copy)]
+pub enum Payload<'a> {
+    /// Bytes in private memory.
+    Private(&'a [u8]),
+    /// Bytes in the sender's memory, to be copied once.
+    Guest {
+        /// The sender's memory.
+        memory: &'a GuestMemory,
+        /// The sender's chain.
+        chain: &'a Chain,
+        /// Where in the chain they start.
+        offset: usize,
+        /// How many they are.
+        len: usize,
+    },
+}
+
+impl Payload<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Payload::Private(bytes) => bytes.len(),
+            Payload::Guest { len, .. } => *len,
+        }
+    }
+}
+
+/// A guest's receive queue.
+#[derive(Debug)]
+pub struct RxQueue {
+    queue: Queue,
+    /// Buffers of the frame at hand.
+    chains: Vec<Chain>,
+}
+
+impl RxQueue {
+    /// Serves a queue.
+    ///
+    /// # Errors
+    /// The driver is a legacy one.
+    pub fn new(resources: QueueResources) -> Result<Self, StartError> {
+        let queue = Queue::new(resources)?;
+        let count = if queue.accepted.mergeable {
+            MERGED_BUFFERS_MAX
+        } else {
+            1
+        };
+        Ok(Self {
+            queue,
+            chains: (0..count).map(|_| Chain::new()).collect(),
+        })
+    }
+
+    /// What the driver takes.
+    pub fn accepted(&self) -> Accepted {
+        self.queue.accepted
+    }
+
+    /// Writes a frame, `head` and then `payload`, and stages its buffers as used. Either all of it or nothing: buffers
+    /// are reserved before the first byte is written, and given back if it cannot be finished.
+    ///
+    /// # Errors
+    /// Why the frame is dropped.
+    pub fn give(&mut self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Result<(), RxDrop> {
+        if self.queue.broken() {
+            return Err(RxDrop::Broken);
+        }
+        let total = HEADER_LEN + head.len() + payload.len();
+        let count = self.reserve(total)?;
+        let num_buffers = u16::try_from(count).unwrap_or(u16::MAX);
+        if let Err(drop) = self.write(NetHeader { num_buffers, ..header }, head, payload) {
+            self.queue.ring.unpop(num_buffers);
+            return Err(drop);
+        }
+        let mut left = total;
+        for chain in self.chains.iter().take(count) {
+            let filled = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX).min(left);
+            left -= filled;
+            // No more than the frame, which is far below 4 GiB.
+            self.queue.push(chain.head(), u32::try_from(filled).unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// Takes as many buffers as hold `total` bytes: how many.
+    fn reserve(&mut self, total: usize) -> Result<usize, RxDrop> {
+        let mut room = 0u64;
+        let mut count = 0u16;
+        let mut outcome = Err(RxDrop::BufferTooSmall);
+        for chain in &mut self.chains {
+            if !self.queue.pop(chain) {
+                outcome = Err(if self.queue.broken() {
+                    RxDrop::Broken
+                } else {
+                    RxDrop::Full
+                });
+                break;
+            }
+            count += 1;
+            if let Some(reason) = unfit(chain) {
+                self.queue.fail(RingError::Request {
+                    head: chain.head(),
+                    reason,
+                });
+                outcome = Err(RxDrop::Broken);
+                break;
+            }
+            room += chain.writable_len();
+            if room >= total as u64 {
+                outcome = Ok(usize::from(count));
+                break;
+            }
+        }
+        if outcome.is_err() {
+            self.queue.ring.unpop(count);
+        }
+        outcome
+    }
+
+    fn write(&mut self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Result<(), RxDrop> {
+        let own = self.queue.ring.memory();
+        let mut written = scatter(&self.chains, 0, HEADER_LEN, |chain, at, from, len| {
+            chain.write_at(own, at, header.to_bytes().get(from..from + len).unwrap_or_default())
+        });
+        written = written.and_then(|()| {
+            scatter(&self.chains, HEADER_LEN, head.len(), |chain, at, from, len| {
+                chain.write_at(own, at, head.get(from..from + len).unwrap_or_default())
+            })
+        });
+        let start = HEADER_LEN + head.len();
+        written = written.and_then(|()| match payload {
+            Payload::Private(bytes) => scatter(&self.chains, start, bytes.len(), |chain, at, from, len| {
+                chain.write_at(own, at, bytes.get(from..from + len).unwrap_or_default())
+            }),
+            Payload::Guest {
+                memory,
+                chain: source,
+                offset,
+                len,
+            } => scatter(&self.chains, start, len, |chain, at, from, len| {
+                copy(memory, source, (offset + from) as u64, own, chain, at, len)
+            }),
+        });
+        if written.is_ok() {
+            return Ok(());
+        }
+        // All lengths were checked when the chains were taken, so it is memory that is gone: whose?
+        if matches!(payload, Payload::Guest { memory, .. } if memory.poisoned()) && !own.poisoned() {
+            return Err(RxDrop::SourceGone);
+        }
+        self.queue.fail(RingError::MemoryVanished);
+        Err(RxDrop::Broken)
+    }
+
+    /// Shows the guest the frames it was given, and calls it if it wants that.
+    pub fn flush(&mut self, signals: &mut dyn Signals) {
+        self.queue.flush(signals);
+    }
+
+    /// Would [`RxQueue::flush`] do anything?
+    pub fn has_to_flush(&self) -> bool {
+        self.queue.has_to_flush()
+    }
+
+    /// Calls the driver by another descriptor from now on, and once at the next flush.
+    pub fn set_call(&mut self, call: Option<CallFd>) {
+        self.queue.set_call(call);
+    }
+
+    /// Takes kicks off. They are never asked for: buffers are looked for when there is a frame for them.
+    pub fn drain_kicks(&self) {
+        self.queue.drain_kicks();
+    }
+
+    /// What becomes readable when the driver kicks.
+    pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.kick_fd()
+    }
+
+    /// The failure that happened since the last call, if one did.
+    pub fn take_failure(&mut self) -> Option<QueueFailure> {
+        self.queue.take_failure()
+    }
+
+    /// Has the queue failed? It takes nothing until it is started anew.
+    pub fn broken(&self) -> bool {
+        self.queue.broken()
+    }
+
+    /// The index of the available ring at which another session goes on.
+    pub fn next_avail(&self) -> u16 {
+        self.queue.ring.next_avail()
+    }
+}
+
+/// Why a receive buffer is none (virtio 1.3 §5.1.6.3.1: only for the device to write, and no smaller than the header).
+fn unfit(chain: &Chain) -> Option<&'static str> {
+    if chain.readable_len() != 0 {
+        return Some("a receive buffer that is not for the device to write");
+    }
+    (chain.writable_len() < HEADER_LEN as u64).then_some("a receive buffer smaller than the virtio header")
+}
+
+/// Spreads `len` bytes over `chains` from `start` on: `put(chain, offset in it, offset in the bytes, how many)`.
+fn scatter(
+    chains: &[Chain],
+    start: usize,
+    len: usize,
+    mut put: impl FnMut(&Chain, u64, usize, usize) -> Result<(), ChainError>,
+) -> Result<(), ChainError> {
+    let mut skip = start as u64;
+    let mut done = 0;
+    for chain in chains {
+        if done == len {
+            break;
+        }
+        let room = chain.writable_len();
+        if skip >= room {
+            skip -= room;
+            continue;
+        }
+        let piece = usize::try_from(room - skip).unwrap_or(usize::MAX).min(len - done);
+        put(chain, skip, done, piece)?;
+        done += piece;
+        skip = 0;
+    }
+    Ok(())
+}

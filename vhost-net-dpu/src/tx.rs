@@ -1,0 +1,191 @@
+//! The transmit path: from a chain to a frame that was looked at.
+
+use std::os::fd::BorrowedFd;
+
+use outboard_ring::{CallFd, Chain, GuestMemory, RingError, Signals};
+use outboard_vhost_user::QueueResources;
+
+use crate::{
+    FRAME_LEN_MAX, FRAME_MTU_LEN_MAX, HEAD_LEN_MAX,
+    error::{QueueFailure, StartError, TxRefusal},
+    header::{HEADER_LEN, NetHeader},
+    offload::{self, Offload},
+    packet::{self, Packet},
+    queue::Queue,
+};
+
+/// A frame whose first bytes are in private memory and whose offloads were checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame {
+    /// What it is.
+    pub packet: Packet,
+    /// What is left to do on it.
+    pub offload: Offload,
+    /// Its length in bytes, without the virtio header.
+    pub len: usize,
+}
+
+/// What [`TxQueue::take`] found.
+#[derive(Debug, Clone, Copy)]
+pub enum Taken {
+    /// Nothing, or the queue has failed.
+    Nothing,
+    /// A frame.
+    Frame(Frame),
+    /// A buffer of `len` bytes (without the virtio header) that is no frame to forward.
+    Refused {
+        /// How long it was, in bytes.
+        len: u64,
+        /// Why it is refused.
+        refusal: TxRefusal,
+    },
+}
+
+/// A guest's transmit queue. At most one chain is held, between [`TxQueue::take`] and [`TxQueue::give_back`].
+#[derive(Debug)]
+pub struct TxQueue {
+    queue: Queue,
+    chain: Chain,
+    held: bool,
+    head: [u8; HEAD_LEN_MAX],
+    head_len: usize,
+}
+
+impl TxQueue {
+    /// Serves a queue.
+    ///
+    /// # Errors
+    /// The driver is a legacy one, or cannot kick.
+    pub fn new(resources: QueueResources) -> Result<Self, StartError> {
+        if resources.kick.is_none() {
+            return Err(StartError::NoKick);
+        }
+        let queue = Queue::new(resources)?;
+        Ok(Self {
+            queue,
+            chain: Chain::new(),
+            held: false,
+            head: [0; HEAD_LEN_MAX],
+            head_len: 0,
+        })
+    }
+
+    /// Takes the next buffer. If it is a frame, [`TxQueue::head`] and [`TxQueue::chain`] are its bytes until
+    /// [`TxQueue::give_back`], which is due for refused ones too.
+    pub fn take(&mut self) -> Taken {
+        debug_assert!(!self.held, "the former chain is given back first");
+        if !self.queue.pop(&mut self.chain) {
+            return Taken::Nothing;
+        }
+        self.held = true;
+        let len = self.chain.readable_len().saturating_sub(HEADER_LEN as u64);
+        match self.inspect(len) {
+            Ok(frame) => Taken::Frame(frame),
+            Err(refusal) => Taken::Refused { len, refusal },
+        }
+    }
+
+    fn inspect(&mut self, len: u64) -> Result<Frame, TxRefusal> {
+        if self.chain.writable_len() != 0 || self.chain.readable_len() < HEADER_LEN as u64 {
+            return Err(TxRefusal::Chain);
+        }
+        let len = usize::try_from(len)
+            .ok()
+            .filter(|len| *len <= FRAME_LEN_MAX)
+            .ok_or(TxRefusal::Oversize)?;
+        self.head_len = len.min(HEAD_LEN_MAX);
+        // Header and head in one read: each byte is read once, and what was looked at is what is forwarded.
+        let mut bytes = [0; HEADER_LEN + HEAD_LEN_MAX];
+        let wanted = bytes.get_mut(..HEADER_LEN + self.head_len).unwrap_or_default();
+        if self.chain.read_at(self.queue.ring.memory(), 0, wanted).is_err() {
+            self.fail_memory();
+            return Err(TxRefusal::MemoryGone);
+        }
+        let (header, head) = bytes.split_at(HEADER_LEN);
+        let header = header
+            .first_chunk::<HEADER_LEN>()
+            .map(NetHeader::parse)
+            .unwrap_or_default();
+        self.head.copy_from_slice(head);
+        let head = self.head.get_mut(..self.head_len).unwrap_or_default();
+        let packet = packet::parse(head, len)?;
+        let offload = offload::check(&header, &packet, head, len, self.queue.accepted)?;
+        if len > FRAME_MTU_LEN_MAX && offload.segmentation.is_none() {
+            return Err(TxRefusal::OverMtu);
+        }
+        Ok(Frame { packet, offload, len })
+    }
+
+    /// The private first bytes of the frame taken last: all of it, or [`HEAD_LEN_MAX`].
+    pub fn head(&self) -> &[u8] {
+        self.head.get(..self.head_len).unwrap_or_default()
+    }
+
+    /// The chain of the frame taken last: the virtio header, then the frame.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// The memory that the chain is in.
+    pub fn memory(&self) -> &GuestMemory {
+        self.queue.ring.memory()
+    }
+
+    /// Stages the buffer taken last to be given back to the guest.
+    pub fn give_back(&mut self) {
+        if self.held {
+            self.held = false;
+            self.queue.push(self.chain.head(), 0);
+        }
+    }
+
+    /// The host took memory away that a frame was in: the queue has failed.
+    pub fn fail_memory(&mut self) {
+        self.queue.fail(RingError::MemoryVanished);
+    }
+
+    /// Shows the guest what was given back, and calls it if it wants that.
+    pub fn flush(&mut self, signals: &mut dyn Signals) {
+        self.queue.flush(signals);
+    }
+
+    /// Would [`TxQueue::flush`] do anything?
+    pub fn has_to_flush(&self) -> bool {
+        self.queue.has_to_flush()
+    }
+
+    /// Calls the driver by another descriptor from now on, and once at the next flush.
+    pub fn set_call(&mut self, call: Option<CallFd>) {
+        self.queue.set_call(call);
+    }
+
+    /// Asks the driver for kicks; true if buffers are waiting already.
+    pub fn before_sleep(&mut self) -> bool {
+        self.queue.before_sleep()
+    }
+
+    /// Takes kicks off, and asks for no more.
+    pub fn after_sleep(&mut self) {
+        self.queue.after_sleep();
+    }
+
+    /// What becomes readable when the driver kicks.
+    pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.kick_fd()
+    }
+
+    /// The failure that happened since the last call, if one did.
+    pub fn take_failure(&mut self) -> Option<QueueFailure> {
+        self.queue.take_failure()
+    }
+
+    /// Has the queue failed? It yields nothing until it is started anew.
+    pub fn broken(&self) -> bool {
+        self.queue.broken()
+    }
+
+    /// The index of the available ring at which another session goes on.
+    pub fn next_avail(&self) -> u16 {
+        self.queue.ring.next_avail()
+    }
+}
