@@ -38,8 +38,8 @@ fn check_eventfd(fd: &OwnedFd) -> Result<(), NotifyError> {
 }
 
 /// The eventfd by which the driver kicks the device.
-#[derive(Debug)]
-pub struct KickFd(OwnedFd);
+#[derive(Debug, Clone)]
+pub struct KickFd(Arc<OwnedFd>);
 
 impl KickFd {
     /// Take `fd`.
@@ -48,7 +48,7 @@ impl KickFd {
     /// It is no eventfd.
     pub fn new(fd: OwnedFd) -> Result<Self, NotifyError> {
         check_eventfd(&fd)?;
-        Ok(Self(fd))
+        Ok(Self(Arc::new(fd)))
     }
 
     /// Take what was kicked, if anything was. Never blocks: not even if the host, which shares the open file

@@ -96,7 +96,8 @@ pub trait Device: Send {
     /// # Errors
     /// It could not be stopped. The session ends.
     fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError>;
-    /// Call the driver of a running queue by another descriptor from now on.
+    /// Call the driver of a running queue by another descriptor from now on. It must be called once at once: what was
+    /// used while there was no descriptor, or the old one, may not have been noticed.
     ///
     /// # Errors
     /// It cannot. The session ends.

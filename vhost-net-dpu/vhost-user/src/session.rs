@@ -1,0 +1,412 @@
+//! What a session remembers, and what each request does. No I/O but what the device does.
+
+use std::{ops::Range, sync::Arc};
+
+use outboard_controls::{Check, on};
+use outboard_ring::{CallFd, GuestMemory, KickFd, REGION_COUNT_MAX, RegionSpec, SplitRing};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+
+use crate::{
+    device::{Device, QueueResources},
+    error::SessionError,
+    queue::{Queue, ring_config},
+    request::{Request, VringAddr},
+};
+
+/// Bytes of config space that a front-end may ask for (vhost-user, VHOST_USER_MAX_CONFIG_SIZE).
+pub(crate) const CONFIG_LEN_MAX: u32 = 256;
+/// The virtio feature bit by which protocol features are offered.
+pub(crate) const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// Flags of GET_CONFIG and SET_CONFIG: a driver's write, or a migration's.
+const CONFIG_FLAGS: u32 = 0x3;
+
+/// What is sent back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// Nothing but an acknowledgement, if one was asked for.
+    Ack,
+    /// The request was refused and the session goes on.
+    Refused,
+    /// A reply of its own.
+    Payload(Vec<u8>),
+}
+
+impl Reply {
+    fn u64(value: u64) -> Self {
+        Self::Payload(value.to_ne_bytes().to_vec())
+    }
+}
+
+/// One session of a device.
+pub(crate) struct Session<'a> {
+    device: &'a mut dyn Device,
+    owned: bool,
+    /// Virtio features, once they are set.
+    features: Option<u64>,
+    protocol_features: VhostUserProtocolFeatures,
+    memory: Option<Arc<GuestMemory>>,
+    queues: Vec<Queue>,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(device: &'a mut dyn Device) -> Self {
+        let queues = (0..device.queue_count()).map(|_| Queue::default()).collect();
+        let protocol_features = VhostUserProtocolFeatures::empty();
+        Self {
+            device,
+            owned: false,
+            features: None,
+            protocol_features,
+            memory: None,
+            queues,
+        }
+    }
+
+    /// May the front-end ask for acknowledgements?
+    pub(crate) fn reply_ack(&self) -> bool {
+        self.protocol_features.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Do what a request asks. An error ends the session.
+    pub(crate) fn handle(&mut self, kind: FrontendReq, request: Request) -> Result<Reply, SessionError> {
+        self.check_negotiated(kind)?;
+        match request {
+            Request::GetFeatures => return Ok(Reply::u64(self.offered())),
+            Request::SetFeatures(features) => self.set_features(features)?,
+            Request::SetOwner if self.owned => return Err(SessionError::Owned),
+            Request::SetOwner => self.owned = true,
+            Request::ResetOwner => self.reset()?,
+            Request::SetMemTable(regions) => {
+                let memory = GuestMemory::map(regions)?;
+                self.replace_memory(memory)?;
+            }
+            Request::AddMemReg(region) => self.add_region(region)?,
+            Request::RemMemReg {
+                guest_phys_addr,
+                len,
+                user_addr,
+            } => {
+                let memory = self.present_memory().without(guest_phys_addr, len, user_addr)?;
+                self.replace_memory(memory)?;
+            }
+            Request::SetVringNum { index, size } => self.set_size(kind, index, size)?,
+            Request::SetVringAddr { index, addr } => self.set_addr(kind, index, addr)?,
+            Request::SetVringBase { index, base } => self.set_base(kind, index, base)?,
+            Request::GetVringBase { index } => return self.get_base(kind, index),
+            Request::SetVringKick { index, fd } => {
+                let index = self.index(kind, index)?;
+                let fd = fd.ok_or(SessionError::NoKick { index })?;
+                self.set_kick(
+                    index,
+                    KickFd::new(fd).map_err(|source| SessionError::Notify { index, source })?,
+                )?;
+            }
+            Request::SetVringCall { index, fd } => {
+                let index = self.index(kind, index)?;
+                let call = fd.map(CallFd::new).transpose();
+                self.set_call(index, call.map_err(|source| SessionError::Notify { index, source })?)?;
+            }
+            Request::SetVringErr { index, fd } => {
+                let index = self.index(kind, index)?;
+                // Nothing is signalled by it: a broken queue shows in the DPU's own log and state. Still no pipe.
+                fd.map(CallFd::new)
+                    .transpose()
+                    .map_err(|source| SessionError::Notify { index, source })?;
+            }
+            Request::SetVringEnable { index, enable } => self.set_enable(kind, index, enable)?,
+            Request::GetProtocolFeatures => return Ok(Reply::u64(self.offered_protocol().bits())),
+            Request::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
+            Request::GetQueueNum => return Ok(Reply::u64(self.queues.len() as u64)),
+            Request::GetMaxMemSlots => return Ok(Reply::u64(REGION_COUNT_MAX as u64)),
+            Request::GetConfig { offset, len, flags } => return Ok(self.get_config(offset, len, flags)),
+            Request::SetConfig { offset, flags, data } => return Ok(self.set_config(offset, flags, &data)),
+        }
+        Ok(Reply::Ack)
+    }
+
+    /// Stop everything: the session is over.
+    pub(crate) fn close(mut self) {
+        for index in self.indices() {
+            // Also queues that are not known to run: starting one may have failed half way.
+            if let Err(error) = self.device.stop_queue(index) {
+                tracing::error!(%error, queue = index, "a queue could not be stopped when its session ended");
+            }
+        }
+        self.memory = None;
+        self.device.closed();
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | F_PROTOCOL_FEATURES
+    }
+
+    fn offered_protocol(&self) -> VhostUserProtocolFeatures {
+        let mut offered = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        if self.device.has_config() {
+            offered |= VhostUserProtocolFeatures::CONFIG;
+        }
+        // A virtio-net device of one queue pair has no multiqueue. Others say how many queues they have.
+        if self.device.has_config() || self.queues.len() > 2 {
+            offered |= VhostUserProtocolFeatures::MQ;
+        }
+        offered
+    }
+
+    fn check_negotiated(&self, kind: FrontendReq) -> Result<(), SessionError> {
+        let feature = match kind {
+            FrontendReq::GET_QUEUE_NUM => VhostUserProtocolFeatures::MQ,
+            FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => VhostUserProtocolFeatures::CONFIG,
+            FrontendReq::GET_MAX_MEM_SLOTS | FrontendReq::ADD_MEM_REG | FrontendReq::REM_MEM_REG => {
+                VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            }
+            _ => return Ok(()),
+        };
+        if self.protocol_features.contains(feature) {
+            Ok(())
+        } else {
+            Err(SessionError::NotNegotiated { request: kind, feature })
+        }
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), SessionError> {
+        let extra = features & !self.offered();
+        if extra != 0 {
+            return Err(SessionError::Features {
+                what: "virtio features",
+                extra,
+            });
+        }
+        if self.features != Some(features) && self.queues.iter().any(|queue| queue.running) {
+            return Err(SessionError::FeaturesInUse);
+        }
+        self.features = Some(features);
+        self.start_all()
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<(), SessionError> {
+        let extra = features & !self.offered_protocol().bits();
+        if extra != 0 {
+            return Err(SessionError::Features {
+                what: "protocol features",
+                extra,
+            });
+        }
+        self.protocol_features = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
+    }
+
+    fn add_region(&mut self, region: RegionSpec) -> Result<(), SessionError> {
+        let memory = self.present_memory().with(region)?;
+        self.replace_memory(memory)
+    }
+
+    fn present_memory(&self) -> Arc<GuestMemory> {
+        self.memory.clone().unwrap_or_default()
+    }
+
+    /// Go on with another memory table: queues that run are stopped, so that nothing of the old one is in use, and go
+    /// on where they were.
+    fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
+        self.stop_all()?;
+        self.memory = (memory.region_count() > 0).then(|| Arc::new(memory));
+        self.start_all()
+    }
+
+    fn indices(&self) -> Range<u16> {
+        0..self.queue_count()
+    }
+
+    /// As many as the device said when the session began.
+    fn queue_count(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// A queue's number, if the device has it.
+    fn index(&self, request: FrontendReq, index: u32) -> Result<u16, SessionError> {
+        let queue_count = self.queue_count();
+        match u16::try_from(index) {
+            Ok(index) if index < queue_count => Ok(index),
+            _ if !on(Check::QueueIndex) => Ok(0),
+            _ => Err(SessionError::QueueIndex {
+                request,
+                index,
+                queue_count,
+            }),
+        }
+    }
+
+    fn queue(&mut self, index: u16) -> &mut Queue {
+        &mut self.queues[usize::from(index)]
+    }
+
+    /// The same for a request that may not come while the queue runs.
+    fn resting(&mut self, request: FrontendReq, index: u32) -> Result<u16, SessionError> {
+        let index = self.index(request, index)?;
+        if self.queue(index).running {
+            return Err(SessionError::QueueRuns { request, index });
+        }
+        Ok(index)
+    }
+
+    fn set_size(&mut self, kind: FrontendReq, index: u32, size: u32) -> Result<(), SessionError> {
+        let max = self.device.queue_size_max();
+        let index = self.resting(kind, index)?;
+        match u16::try_from(size) {
+            Ok(size) if size.is_power_of_two() && size <= max => self.queue(index).size = Some(size),
+            _ => return Err(SessionError::QueueSize { index, size, max }),
+        }
+        self.start(index)
+    }
+
+    fn set_addr(&mut self, kind: FrontendReq, index: u32, addr: VringAddr) -> Result<(), SessionError> {
+        let known = self.index(kind, index)?;
+        // QEMU repeats the addresses of a live ring when it turns logging on and off.
+        if self.queue(known).running && self.queue(known).addr == Some(addr) {
+            return Ok(());
+        }
+        let index = self.resting(kind, index)?;
+        self.queue(index).addr = Some(addr);
+        self.start(index)
+    }
+
+    fn set_base(&mut self, kind: FrontendReq, index: u32, base: u32) -> Result<(), SessionError> {
+        let index = self.resting(kind, index)?;
+        let wrong = SessionError::Value {
+            request: kind,
+            field: "base",
+            value: base.into(),
+        };
+        self.queue(index).base = u16::try_from(base).map_err(|_| wrong)?;
+        self.start(index)
+    }
+
+    fn get_base(&mut self, kind: FrontendReq, index: u32) -> Result<Reply, SessionError> {
+        let index = self.index(kind, index)?;
+        self.stop(index)?;
+        self.queue(index).stopped();
+        let state = [u32::from(index), u32::from(self.queue(index).base)];
+        Ok(Reply::Payload(state.into_iter().flat_map(u32::to_ne_bytes).collect()))
+    }
+
+    fn set_kick(&mut self, index: u16, kick: KickFd) -> Result<(), SessionError> {
+        if self.memory.is_none() && on(Check::MemoryBeforeStart) {
+            return Err(SessionError::NoMemory { index });
+        }
+        // A queue that runs goes on with the new descriptor.
+        self.stop(index)?;
+        self.queue(index).kick = Some(kick);
+        self.start(index)
+    }
+
+    fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), SessionError> {
+        self.queue(index).call = call.clone();
+        if self.queue(index).running {
+            self.device.set_call(index, call)?;
+        }
+        Ok(())
+    }
+
+    fn set_enable(&mut self, kind: FrontendReq, index: u32, enable: u32) -> Result<(), SessionError> {
+        let index = self.index(kind, index)?;
+        let enable = match enable {
+            0 => false,
+            1 => true,
+            other => {
+                return Err(SessionError::Value {
+                    request: kind,
+                    field: "enable",
+                    value: other.into(),
+                });
+            }
+        };
+        // QEMU enables a port's queues before it sets features and shares memory: it takes effect later.
+        self.queue(index).enabled = Some(enable);
+        if enable { self.start(index) } else { self.stop(index) }
+    }
+
+    fn get_config(&self, offset: u32, len: u32, flags: u32) -> Reply {
+        let header = |len: u32| [offset, len, flags].into_iter().flat_map(u32::to_ne_bytes);
+        // An answer of no bytes is how a failure is told (vhost-user, GET_CONFIG).
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= CONFIG_LEN_MAX && flags & !CONFIG_FLAGS == 0);
+        let Some(end) = end else {
+            return Reply::Payload(header(0).collect());
+        };
+        // What a driver does not find it must not see: QEMU asks for the fields of all features it knows.
+        let mut config = self.device.config();
+        config.resize(config.len().max(end as usize), 0);
+        let fields = config.get(offset as usize..end as usize).unwrap_or_default();
+        Reply::Payload(header(len).chain(fields.iter().copied()).collect())
+    }
+
+    fn set_config(&mut self, offset: u32, flags: u32, data: &[u8]) -> Reply {
+        let inside = data.len() <= CONFIG_LEN_MAX as usize && offset <= CONFIG_LEN_MAX;
+        if !inside || flags & !CONFIG_FLAGS != 0 {
+            return Reply::Refused;
+        }
+        match self.device.write_config(offset, data) {
+            Ok(()) => Reply::Ack,
+            Err(error) => {
+                tracing::debug!(%error, "a write to config space was refused");
+                Reply::Refused
+            }
+        }
+    }
+
+    /// Start a queue if all it needs is there.
+    fn start(&mut self, index: u16) -> Result<(), SessionError> {
+        let Some(features) = self.features else { return Ok(()) };
+        let memory = match &self.memory {
+            Some(memory) => memory.clone(),
+            None if on(Check::MemoryBeforeStart) => return Ok(()),
+            None => Arc::default(),
+        };
+        let start_enabled = features & F_PROTOCOL_FEATURES == 0;
+        let queue = &mut self.queues[usize::from(index)];
+        let Some((size, addr, kick)) = queue.ready(start_enabled) else {
+            return Ok(());
+        };
+        let config = ring_config(index, (size, addr), queue.base, features, &memory)?;
+        let ring = SplitRing::new(config, memory).map_err(|source| SessionError::Ring { index, source })?;
+        let resources = QueueResources {
+            ring,
+            kick: Some(kick.clone()),
+            call: queue.call.clone(),
+            features,
+        };
+        self.device.start_queue(index, resources)?;
+        self.queue(index).running = true;
+        tracing::debug!(queue = index, size, "queue started");
+        Ok(())
+    }
+
+    /// Stop a queue, if it runs, and remember where it goes on.
+    fn stop(&mut self, index: u16) -> Result<(), SessionError> {
+        if !self.queue(index).running {
+            return Ok(());
+        }
+        let next_avail = self.device.stop_queue(index)?;
+        let queue = self.queue(index);
+        queue.running = false;
+        queue.base = next_avail.unwrap_or(queue.base);
+        tracing::debug!(queue = index, next_avail = queue.base, "queue stopped");
+        Ok(())
+    }
+
+    fn start_all(&mut self) -> Result<(), SessionError> {
+        self.indices().try_for_each(|index| self.start(index))
+    }
+
+    fn stop_all(&mut self) -> Result<(), SessionError> {
+        self.indices().try_for_each(|index| self.stop(index))
+    }
+
+    /// RESET_OWNER: all rings are disabled and forgotten.
+    fn reset(&mut self) -> Result<(), SessionError> {
+        self.stop_all()?;
+        self.queues.iter_mut().for_each(|queue| *queue = Queue::default());
+        self.owned = false;
+        Ok(())
+    }
+}
