@@ -37,7 +37,9 @@ pub fn settle(draft: &mut Draft<'_>, now_s: u64) -> Result<(), Failure> {
 fn end_unwanted(draft: &mut Draft<'_>, now_s: u64) {
     let unwanted = |b: &&BindingRecord| {
         let wanted = draft.placement(&b.object).is_some_and(|p| serves(b, p));
-        b.state != State::Released && b.ends_at.is_none() && !wanted
+        // Of a card that is gone nobody waits for an answer.
+        let orphan = !draft.cards.contains_key(&b.function.card);
+        b.state != State::Released && (orphan || b.ends_at.is_none() && !wanted)
     };
     let ending: Vec<BindingRecord> = draft.bindings.values().filter(unwanted).cloned().collect();
     for binding in ending {

@@ -123,7 +123,7 @@ impl Core {
     }
 
     fn carry_out(&mut self, operation: Option<&Operation>, command: Command, now_s: u64) -> Result<Outcome, Failure> {
-        let (actions, answer) = select::select(&self.inventory, command, now_s)?;
+        let (actions, answer) = select::select(&self.inventory, &self.live, command, now_s)?;
         let live = std::mem::take(&mut self.live);
         let changed = self.change(now_s, |draft| {
             actions.into_iter().for_each(|action| draft.apply(action));

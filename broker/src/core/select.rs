@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use outboard_api::{
     card::{SERIAL_LEN_MAX, TOKEN_TTL_MAX_S},
+    network::NetworkSpec,
+    port::PortSpec,
     topology::{Current, Topology, TopologyKind, TopologyObject, diff},
     volume::{Backend, VolumeSpec},
 };
@@ -12,7 +14,7 @@ use outboard_protocol::{
     id::{Name, ObjectKind, ObjectRef},
 };
 
-use super::{Answer, Command, Failure, allocate::end};
+use super::{Answer, Command, Failure, Live, allocate::end};
 use crate::{
     identity::TokenRecord,
     inventory::{
@@ -29,7 +31,7 @@ pub type Selected = (Vec<Action>, Answer);
 ///
 /// # Errors
 /// The reason why it is refused, with the remedy.
-pub fn select(inventory: &Inventory, command: Command, now_s: u64) -> Result<Selected, Failure> {
+pub fn select(inventory: &Inventory, live: &Live, command: Command, now_s: u64) -> Result<Selected, Failure> {
     match command {
         Command::PutNetwork(spec) => {
             let name = spec.name.clone();
@@ -77,7 +79,7 @@ pub fn select(inventory: &Inventory, command: Command, now_s: u64) -> Result<Sel
             ttl_s,
             secret,
         } => enrol(inventory, card, serial, ttl_s, &secret, now_s),
-        Command::DeleteCard(name) => delete_card(inventory, name),
+        Command::DeleteCard(name) => delete_card(inventory, live, name),
         Command::ApplyTopology(topology) => apply_topology(inventory, topology, now_s),
         Command::RecordOperator { operator, certificate } => {
             if inventory.operators.len() >= OPERATORS_MAX && !inventory.operators.contains_key(&operator) {
@@ -158,7 +160,7 @@ fn apply_topology(inventory: &Inventory, wanted: Topology, now_s: u64) -> Result
         .applied
         .iter()
         .filter(|object| !stays.contains(object))
-        .map(|object| removal(object))
+        .map(removal)
         .collect();
     actions.extend(put_all(inventory, wanted, true, now_s));
     Ok((actions, Answer::Changes(changes)))
@@ -267,18 +269,12 @@ fn check_limits(wanted: &Topology) -> Result<(), Failure> {
             format!("split it, so that none has more than {max}"),
         )
     };
-    for network in wanted
-        .networks
-        .iter()
-        .filter(|n| n.subnets.len() > SUBNETS_PER_NETWORK_MAX)
-    {
+    let too_wide = |n: &&NetworkSpec| n.subnets.len() > SUBNETS_PER_NETWORK_MAX;
+    if let Some(network) = wanted.networks.iter().find(too_wide) {
         return Err(quota("network", &network.name, "subnets", SUBNETS_PER_NETWORK_MAX));
     }
-    for port in wanted
-        .ports
-        .iter()
-        .filter(|p| p.addresses.len() > ADDRESSES_PER_PORT_MAX)
-    {
+    let too_wide = |p: &&PortSpec| p.addresses.len() > ADDRESSES_PER_PORT_MAX;
+    if let Some(port) = wanted.ports.iter().find(too_wide) {
         return Err(quota("port", &port.name, "addresses", ADDRESSES_PER_PORT_MAX));
     }
     for volume in &wanted.volumes {
@@ -449,16 +445,29 @@ fn check_serial(object: &str, serial: &str) -> Result<(), Failure> {
     ))
 }
 
-fn delete_card(inventory: &Inventory, name: Name) -> Result<Selected, Failure> {
+fn delete_card(inventory: &Inventory, live: &Live, name: Name) -> Result<Selected, Failure> {
+    let in_use =
+        |message: String, remedy: &str| Err(Failure::about(409, "in_use", format!("card {name}"), message, remedy));
     let on_it: Vec<String> = inventory
         .placements()
         .filter(|(_, p)| p.card == name)
         .map(|(object, _)| object.to_string())
         .collect();
-    if !on_it.is_empty() {
-        let message = format!("card {name} serves {} objects, such as {}", on_it.len(), on_it[0]);
-        let remedy = "delete them or move them to another card first";
-        return Err(Failure::about(409, "in_use", format!("card {name}"), message, remedy));
+    if let Some(first) = on_it.first() {
+        let message = format!("card {name} serves {} objects, such as {first}", on_it.len());
+        return in_use(message, "delete them or move them to another card first");
+    }
+    // A card that is gone for good cannot let go of anything any more: its operator's word has to do.
+    let mut held = inventory
+        .bindings
+        .values()
+        .filter(|b| b.function.card == name && b.state != State::Released);
+    if let Some(binding) = held.next().filter(|_| live.connections.contains_key(&name)) {
+        let message = format!("card {name} is connected and has not let go of {} yet", binding.object);
+        return in_use(
+            message,
+            "wait until its revocations are done; or switch the card off, and then delete it",
+        );
     }
     Ok((vec![Action::Remove(RecordKey::Card(name))], Answer::Done))
 }

@@ -3,6 +3,8 @@
 //! The store knows tables, keys and bytes; what a record means is [`crate::inventory`]'s business. Every change that
 //! one operation makes is one [`Write`] list and one durable transaction, and nothing is acknowledged before it.
 
+#[cfg(test)]
+pub(crate) mod crash_disk;
 mod embedded;
 mod record;
 
