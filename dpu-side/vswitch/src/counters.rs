@@ -1,0 +1,73 @@
+//! A port's counters.
+
+use vhost_net_dpu::metrics::Traffic;
+
+use crate::reason::DropReason;
+
+/// Counters of one port, since it was first known; they outlive queues and sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortCounters {
+    /// The port.
+    pub name: String,
+    /// Frames taken from the guest.
+    pub tx_frames: u64,
+    /// Bytes of those, without the virtio header.
+    pub tx_bytes: u64,
+    /// Frames given to the guest.
+    pub rx_frames: u64,
+    /// Bytes of those, without the virtio header.
+    pub rx_bytes: u64,
+    /// Frames dropped, by [`DropReason`] as index.
+    pub drops: [u64; DropReason::COUNT],
+}
+
+impl PortCounters {
+    /// The reasons that occurred, and how often.
+    pub fn dropped(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL
+            .into_iter()
+            .zip(self.drops)
+            .filter(|(_, count)| *count != 0)
+    }
+}
+
+/// What a port counts while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Tally {
+    pub(crate) traffic: Traffic,
+    drops: [u64; DropReason::COUNT],
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            traffic: Traffic::default(),
+            drops: [0; DropReason::COUNT],
+        }
+    }
+}
+
+impl Tally {
+    pub(crate) fn drop(&mut self, reason: DropReason) {
+        if let Some(count) = self.drops.get_mut(reason as usize) {
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    pub(crate) fn snapshot(&self, name: &str) -> PortCounters {
+        let Traffic {
+            tx_frames,
+            tx_bytes,
+            rx_frames,
+            rx_bytes,
+        } = self.traffic;
+        PortCounters {
+            name: name.to_owned(),
+            tx_frames,
+            tx_bytes,
+            rx_frames,
+            rx_bytes,
+            drops: self.drops,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! A port sends from its own addresses only: MAC, IPv4, IPv6, ARP and neighbour discovery.
+//!
+//! Addresses are the record's; beside them the IPv6 link-local address made from the port's MAC. A guest that makes its
+//! link-local address otherwise (RFC 7217) is heard only if that address is in the record.
+
+mod arp;
+mod ip;
+mod nd;
+
+use outboard_controls::{Check, on};
+use vhost_net_dpu::packet::NetworkLayer;
+
+use super::{Ingress, Verdict};
+use crate::reason::DropReason;
+
+/// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad, and what came before 802.1ad.
+const VLAN_ETHERTYPES: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+
+pub(super) fn decide(ingress: &Ingress<'_>) -> Verdict {
+    if !on(Check::SourceGuard) {
+        return Verdict::Continue;
+    }
+    match check(ingress) {
+        Ok(()) => Verdict::Continue,
+        Err(reason) => Verdict::Deny(reason),
+    }
+}
+
+fn check(ingress: &Ingress<'_>) -> Result<(), DropReason> {
+    if ingress.packet.source != ingress.rules.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    match &ingress.packet.network {
+        NetworkLayer::Arp => arp::check(ingress),
+        NetworkLayer::Ip(packet) => ip::check(ingress, packet),
+        NetworkLayer::Other(ethertype) if VLAN_ETHERTYPES.contains(ethertype) => Err(DropReason::VlanTagged),
+        NetworkLayer::Other(_) => Err(DropReason::UnknownEthertype),
+    }
+}

@@ -1,0 +1,143 @@
+//! What ports may send, compiled from the records the broker declared.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// A port as declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPolicy {
+    /// The port's name, unique in the switch.
+    pub name: String,
+    /// Its network. Ports of different networks never exchange a frame.
+    pub network: String,
+    /// The only source MAC it may use, and the destination it is reached at.
+    pub mac: [u8; 6],
+    /// The only source addresses it may use, beside the IPv6 link-local address made from its MAC.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// One port's policy, as the layers ask for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    network: usize,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    v4: Vec<Ipv4Addr>,
+    v6: Vec<Ipv6Addr>,
+}
+
+impl Rules {
+    /// May it use this IPv4 address?
+    pub fn owns_v4(&self, address: Ipv4Addr) -> bool {
+        self.v4.contains(&address)
+    }
+
+    /// May it use this IPv6 address?
+    pub fn owns_v6(&self, address: Ipv6Addr) -> bool {
+        self.v6.contains(&address)
+    }
+}
+
+/// All ports' policy: one value, replaced as a whole, so that a frame sees the old policy or the new one.
+#[derive(Debug, Default)]
+pub struct PolicySet {
+    rules: Vec<Rules>,
+    /// (network, MAC) → port.
+    stations: HashMap<(usize, [u8; 6]), usize>,
+    /// network → ports.
+    members: Vec<Vec<usize>>,
+}
+
+impl PolicySet {
+    /// Compiles `policies`; a port's index is its place in them. Of two ports with one MAC in one network, which the
+    /// broker does not make, the first is reached.
+    pub fn compile(policies: &[PortPolicy]) -> Self {
+        let mut networks: HashMap<&str, usize> = HashMap::new();
+        let mut set = Self::default();
+        for (port, policy) in policies.iter().enumerate() {
+            let fresh = networks.len();
+            let network = *networks.entry(&policy.network).or_insert(fresh);
+            if network == set.members.len() {
+                set.members.push(Vec::new());
+            }
+            if let Some(members) = set.members.get_mut(network) {
+                members.push(port);
+            }
+            set.stations.entry((network, policy.mac)).or_insert(port);
+            set.rules.push(rules(policy, network));
+        }
+        set
+    }
+
+    /// A port's policy.
+    pub fn rules(&self, port: usize) -> Option<&Rules> {
+        self.rules.get(port)
+    }
+
+    /// The port that has `mac` in the network of `rules`.
+    pub fn station(&self, rules: &Rules, mac: [u8; 6]) -> Option<usize> {
+        self.stations.get(&(rules.network, mac)).copied()
+    }
+
+    /// The ports in the network of `rules`.
+    pub fn members(&self, rules: &Rules) -> &[usize] {
+        self.members.get(rules.network).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn rules(policy: &PortPolicy, network: usize) -> Rules {
+    let mut v4 = Vec::new();
+    let mut v6 = vec![link_local(policy.mac)];
+    for address in &policy.addresses {
+        match address {
+            IpAddr::V4(address) => v4.push(*address),
+            IpAddr::V6(address) => v6.push(*address),
+        }
+    }
+    Rules {
+        network,
+        mac: policy.mac,
+        v4,
+        v6,
+    }
+}
+
+/// The link-local address made from a MAC by modified EUI-64 (RFC 4291 §2.5.1 and appendix A).
+pub fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(name: &str, network: &str, last: u8) -> PortPolicy {
+        let addresses = vec![IpAddr::from([10, 0, 0, last])];
+        PortPolicy {
+            name: name.into(),
+            network: network.into(),
+            mac: [0x52, 0x54, 0, 0, 0, last],
+            addresses,
+        }
+    }
+
+    #[test]
+    fn the_link_local_address_is_modified_eui_64() {
+        let want: Ipv6Addr = "fe80::5054:ff:fe12:3456".parse().expect("a literal");
+        assert_eq!(link_local([0x52, 0x54, 0, 0x12, 0x34, 0x56]), want);
+    }
+
+    #[test]
+    fn a_network_knows_only_its_own_stations() {
+        let set = PolicySet::compile(&[policy("a", "blue", 1), policy("b", "red", 2), policy("c", "blue", 3)]);
+        let a = set.rules(0).expect("port a");
+        assert_eq!(set.members(a), [0, 2]);
+        assert_eq!(set.station(a, [0x52, 0x54, 0, 0, 0, 3]), Some(2));
+        assert_eq!(set.station(a, [0x52, 0x54, 0, 0, 0, 2]), None);
+        assert!(a.owns_v4(Ipv4Addr::new(10, 0, 0, 1)) && !a.owns_v4(Ipv4Addr::new(10, 0, 0, 3)));
+        assert!(a.owns_v6(link_local(a.mac)));
+    }
+}
