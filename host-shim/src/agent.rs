@@ -94,7 +94,7 @@ pub enum Action {
     /// Send a request to the DPU.
     Send(Ticket, Request),
     /// Ask the DPU for a session for this connection; the request wants a stream.
-    Connect(Ticket, Request, Connection),
+    Connect(Ticket, Request, ObjectRef, Connection),
     /// The DPU serves the stream: carry the session.
     Serve(ObjectRef, Connection),
     /// Let VMMs come.
@@ -171,7 +171,10 @@ impl Agent {
             error: "the DPU has not been reached yet".to_owned(),
             remedy: "start outboard-dpu, and check link_socket".to_owned(),
         };
-        let devices = remembered.into_iter().map(|r| (r.object.clone(), Device::remembered(&r, now))).collect();
+        let devices = remembered
+            .into_iter()
+            .map(|r| (r.object.clone(), Device::remembered(&r, now)))
+            .collect();
         Self {
             devices,
             tickets: BTreeMap::new(),
@@ -194,10 +197,12 @@ impl Agent {
     ) -> Result<Vec<Action>, AttachError> {
         let users = self.devices.iter().filter(|(_, d)| d.settings.is_some());
         let mut others = users.clone().filter(|(o, _)| *o != object);
-        if let Some((other, _)) =
-            others.find(|(_, d)| d.settings.as_ref().is_some_and(|s| s.socket == settings.socket))
+        if let Some((other, _)) = others.find(|(_, d)| d.settings.as_ref().is_some_and(|s| s.socket == settings.socket))
         {
-            return Err(AttachError::SocketTaken { object: object.clone(), other: other.clone() });
+            return Err(AttachError::SocketTaken {
+                object: object.clone(),
+                other: other.clone(),
+            });
         }
         if users.count() >= DEVICES_MAX {
             return Err(AttachError::TooMany(object.clone()));
@@ -253,7 +258,10 @@ impl Agent {
 
     /// The devices as they stand.
     pub fn views(&self) -> Vec<DeviceView> {
-        self.devices.iter().filter_map(|(object, device)| device.view(object)).collect()
+        self.devices
+            .iter()
+            .filter_map(|(object, device)| device.view(object))
+            .collect()
     }
 
     /// One device as it stands.
@@ -264,8 +272,16 @@ impl Agent {
     /// The link as it stands.
     pub fn link_view(&self) -> LinkView {
         match &self.link {
-            Link::Up { card } => LinkView { connected: true, card: Some(card.to_string()), problem: None },
-            Link::Down { problem, .. } => LinkView { connected: false, card: None, problem: Some(problem.clone()) },
+            Link::Up { card } => LinkView {
+                connected: true,
+                card: Some(card.to_string()),
+                problem: None,
+            },
+            Link::Down { problem, .. } => LinkView {
+                connected: false,
+                card: None,
+                problem: Some(problem.clone()),
+            },
         }
     }
 
@@ -273,7 +289,11 @@ impl Agent {
     pub fn remembered(&self) -> Vec<Remembered> {
         let of = |(object, device): (&ObjectRef, &Device)| {
             let operation = device.operation?;
-            Some(Remembered { object: object.clone(), operation, leaving: device.leaving })
+            Some(Remembered {
+                object: object.clone(),
+                operation,
+                leaving: device.leaving,
+            })
         };
         self.devices.iter().filter_map(of).collect()
     }
@@ -285,7 +305,11 @@ impl Agent {
             Link::Down { since, .. } if self.devices.values().any(|d| d.socket_open) => Some(since + LINK_GRACE),
             _ => None,
         };
-        self.devices.values().filter_map(|device| device.deadline(up)).chain(close_at).min()
+        self.devices
+            .values()
+            .filter_map(|device| device.deadline(up))
+            .chain(close_at)
+            .min()
     }
 
     /// Takes in what happened and says what to do.
@@ -326,13 +350,19 @@ impl Agent {
         for device in self.devices.values_mut() {
             device.phase = Phase::Idle { retry_at: now };
             if let Vmm::Opening { connection, until, .. } = device.vmm {
-                device.vmm = Vmm::Waiting { connection, until, retry_at: now };
+                device.vmm = Vmm::Waiting {
+                    connection,
+                    until,
+                    retry_at: now,
+                };
             }
         }
     }
 
     fn revoked(&mut self, object: &ObjectRef, generation: Generation, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
         if device.binding.is_none_or(|binding| binding.generation != generation) {
             return;
         }
@@ -343,14 +373,16 @@ impl Agent {
             return;
         }
         Self::mark_revoked(device, object);
-        device.phase = Phase::Idle { retry_at: device.retry.failed(now) };
+        device.phase = Phase::Idle {
+            retry_at: device.retry.failed(now),
+        };
     }
 
     fn mark_revoked(device: &mut Device, object: &ObjectRef) {
         device.revoked = true;
         device.problem = Some(Problem {
             error: format!("the grant of {object} was revoked"),
-            remedy: format!("grant it again (`outboard grant add {object}`) or detach it here"),
+            remedy: format!("grant it again (`outboard grant create {object}`) or detach it here"),
         });
     }
 
@@ -358,12 +390,18 @@ impl Agent {
         match input {
             Input::VmmConnected(object, connection) => match self.devices.get_mut(&object) {
                 Some(device) if matches!(device.vmm, Vmm::None) && device.settings.is_some() => {
-                    device.vmm = Vmm::Waiting { connection, until: now + VMM_HOLD_MAX, retry_at: now };
+                    device.vmm = Vmm::Waiting {
+                        connection,
+                        until: now + VMM_HOLD_MAX,
+                        retry_at: now,
+                    };
                 }
                 _ => self.actions.push(Action::CloseVmm(object, connection)),
             },
             Input::VmmGone(object, connection, end) => {
-                let Some(device) = self.devices.get_mut(&object) else { return };
+                let Some(device) = self.devices.get_mut(&object) else {
+                    return;
+                };
                 if device.vmm.connection() == Some(connection) {
                     device.vmm = Vmm::None;
                     if let VmmEnd::Fault(problem) = end {
@@ -396,14 +434,31 @@ impl Agent {
     }
 
     fn serving(&mut self, object: &ObjectRef, connection: Connection) -> Option<&mut Device> {
-        self.devices.get_mut(object).filter(|device| device.vmm == Vmm::Served { connection })
+        self.devices
+            .get_mut(object)
+            .filter(|device| device.vmm == Vmm::Served { connection })
     }
 
     fn answer(&mut self, object: &ObjectRef, ticket: Ticket, reply: Reply, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
         match (&device.phase, reply) {
-            (Phase::Redeeming { ticket: asked }, Reply::Redeemed { generation, incarnation }) if *asked == ticket => {
-                self.redeemed(object, Binding { generation, incarnation }, now);
+            (
+                Phase::Redeeming { ticket: asked },
+                Reply::Redeemed {
+                    generation,
+                    incarnation,
+                },
+            ) if *asked == ticket => {
+                self.redeemed(
+                    object,
+                    Binding {
+                        generation,
+                        incarnation,
+                    },
+                    now,
+                );
             }
             (Phase::Redeeming { ticket: asked }, Reply::Refused { refusal }) if *asked == ticket => {
                 self.redeem_refused(object, &refusal, now);
@@ -418,7 +473,9 @@ impl Agent {
     }
 
     fn redeemed(&mut self, object: &ObjectRef, binding: Binding, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
         if device.binding.is_some_and(|before| before != binding) {
             // Another binding than the one the session belongs to.
             Self::unbind_session(device, object, &mut self.actions);
@@ -429,18 +486,26 @@ impl Agent {
         device.binding = Some(binding);
         device.revoked = false;
         device.retry.reset();
-        device.phase = if device.leaving { Phase::Idle { retry_at: now } } else { Phase::Attached };
+        device.phase = if device.leaving {
+            Phase::Idle { retry_at: now }
+        } else {
+            Phase::Attached
+        };
     }
 
     fn redeem_refused(&mut self, object: &ObjectRef, refusal: &Refusal, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
         let was_bound = device.binding.is_some();
         Self::unbind(device, object, &mut self.actions);
         if device.leaving {
             self.forget(object);
             return;
         }
-        device.phase = Phase::Idle { retry_at: device.retry.failed(now) };
+        device.phase = Phase::Idle {
+            retry_at: device.retry.failed(now),
+        };
         if was_bound && refusal.code == Code::NotGranted {
             // Revoked while the link was down.
             Self::mark_revoked(device, object);
@@ -450,8 +515,17 @@ impl Agent {
     }
 
     fn session_answer(&mut self, object: &ObjectRef, ticket: Ticket, reply: Reply, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
-        let Vmm::Opening { ticket: asked, connection, until } = device.vmm else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
+        let Vmm::Opening {
+            ticket: asked,
+            connection,
+            until,
+        } = device.vmm
+        else {
+            return;
+        };
         if asked != ticket {
             return;
         }
@@ -462,13 +536,19 @@ impl Agent {
                 self.actions.push(Action::Serve(object.clone(), connection));
             }
             Reply::Refused { refusal } if refusal.code == Code::Busy && now < until => {
-                device.vmm = Vmm::Waiting { connection, until, retry_at: now + BUSY_RETRY };
+                device.vmm = Vmm::Waiting {
+                    connection,
+                    until,
+                    retry_at: now + BUSY_RETRY,
+                };
             }
             Reply::Refused { refusal } => {
                 let stale = matches!(refusal.code, Code::NotGranted | Code::Stale | Code::WrongState);
                 if stale {
                     Self::unbind(device, object, &mut self.actions);
-                    device.phase = Phase::Idle { retry_at: device.retry.failed(now) };
+                    device.phase = Phase::Idle {
+                        retry_at: device.retry.failed(now),
+                    };
                 } else {
                     Self::close_vmm(device, object, &mut self.actions);
                 }
@@ -520,7 +600,9 @@ impl Agent {
                 self.advance_binding(object, now);
             }
             self.advance_vmm(object, up, now);
-            let Some(device) = self.devices.get_mut(object) else { continue };
+            let Some(device) = self.devices.get_mut(object) else {
+                continue;
+            };
             if device.phase == Phase::Attached && device.settings.is_some() && !device.socket_open {
                 device.socket_open = true;
                 self.actions.push(Action::OpenSocket(object.clone()));
@@ -531,7 +613,9 @@ impl Agent {
     }
 
     fn advance_binding(&mut self, object: &ObjectRef, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
         match device.phase {
             Phase::Idle { retry_at } if retry_at <= now && device.is_wanted() => {}
             _ => return,
@@ -543,7 +627,11 @@ impl Agent {
         let request = match device.binding {
             Some(Binding { generation, .. }) if device.leaving => {
                 device.phase = Phase::Releasing { ticket };
-                Request::Release { operation: (self.new_operation)(), object, generation }
+                Request::Release {
+                    operation: (self.new_operation)(),
+                    object,
+                    generation,
+                }
             }
             _ => {
                 device.phase = Phase::Redeeming { ticket };
@@ -558,17 +646,38 @@ impl Agent {
     }
 
     fn advance_vmm(&mut self, object: &ObjectRef, up: bool, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else { return };
-        let Vmm::Waiting { connection, until, retry_at } = device.vmm else { return };
+        let Some(device) = self.devices.get_mut(object) else {
+            return;
+        };
+        let Vmm::Waiting {
+            connection,
+            until,
+            retry_at,
+        } = device.vmm
+        else {
+            return;
+        };
         match (device.binding, &device.phase) {
             (Some(binding), Phase::Attached) if up && retry_at <= now => {
                 let ticket = Ticket(self.ticket_next);
                 self.ticket_next += 1;
                 self.tickets.insert(ticket, object.clone());
-                device.vmm = Vmm::Opening { ticket, connection, until };
-                let Binding { generation, incarnation } = binding;
-                let request = Request::Connect { object: object.clone(), generation, incarnation };
-                self.actions.push(Action::Connect(ticket, request, connection));
+                device.vmm = Vmm::Opening {
+                    ticket,
+                    connection,
+                    until,
+                };
+                let Binding {
+                    generation,
+                    incarnation,
+                } = binding;
+                let request = Request::Connect {
+                    object: object.clone(),
+                    generation,
+                    incarnation,
+                };
+                self.actions
+                    .push(Action::Connect(ticket, request, object.clone(), connection));
             }
             _ if until <= now => {
                 tracing::warn!(%object, "a VMM was sent away: the DPU is not ready to serve it");
@@ -582,9 +691,12 @@ impl Agent {
 /// A refusal of the DPU's, for people.
 fn refused(object: &ObjectRef, refusal: &Refusal) -> Problem {
     let remedy = match refusal.code {
-        Code::NotGranted => format!("grant it to this host: `outboard grant add {object}`; the shim keeps asking"),
+        Code::NotGranted => format!("grant it to this host: `outboard grant create {object}`; the shim keeps asking"),
         Code::WrongState => {
-            format!("see `outboard {} show {}`; if another shim of this host holds it, detach it there", object.kind, object.name)
+            format!(
+                "see `outboard {} show {}`; if another shim of this host holds it, detach it there",
+                object.kind, object.name
+            )
         }
         Code::Version => "run the same version of shim and DPU".to_owned(),
         Code::Quota => "detach what is not used, or raise the DPU's [limits]".to_owned(),
@@ -592,7 +704,10 @@ fn refused(object: &ObjectRef, refusal: &Refusal) -> Problem {
         Code::Unavailable => "see the DPU's log for what its backing lacks; the shim keeps asking".to_owned(),
         _ => "see the DPU's log; the shim keeps asking".to_owned(),
     };
-    Problem { error: format!("the DPU refused {object}: {refusal}"), remedy }
+    Problem {
+        error: format!("the DPU refused {object}: {refusal}"),
+        remedy,
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod vhost_user_wire;
 
 use std::os::fd::AsFd;
 
+use outboard_controls::{Check, on};
 use rustix::process::Pid;
 
 use self::{
@@ -163,14 +164,16 @@ impl Session {
                 // Acknowledgements work only after GET_FEATURES has shown that the DPU has protocol features at all.
                 let offered = self.features_offered & VIRTIO_F_PROTOCOL_FEATURES != 0;
                 let excess = accepted & !self.protocol_offered;
-                if excess != 0 || !offered {
+                if (excess != 0 || !offered) && on(Check::KnownRequestsOnly) {
                     return Err(Fault::NotOffered(if offered { excess } else { accepted }));
                 }
             }
-            (code @ (Code::SetVringAddr | Code::SetVringKick), _) if !self.has_memory => {
+            (code @ (Code::SetVringAddr | Code::SetVringKick), _) if !self.has_memory && on(Check::SharedMemory) => {
                 return Err(Fault::RingBeforeMemory(code));
             }
-            (code, Payload::Regions(regions)) if request.rule.descriptors == Descriptors::PerRegion => {
+            (code, Payload::Regions(regions))
+                if request.rule.descriptors == Descriptors::PerRegion && on(Check::SharedMemory) =>
+            {
                 for (index, (region, descriptor)) in regions.iter().zip(&request.descriptors).enumerate() {
                     let what = match shared_memory::unshareable(descriptor) {
                         None if shared_memory::mapped_privately(self.vmm, region, descriptor.as_fd()) => {

@@ -251,7 +251,13 @@ mod tests {
     #[test]
     fn sockets_are_at_predictable_paths() {
         let dir = Path::new("/run/outboard");
-        assert_eq!(default_socket(dir, DeviceKind::Port, "vm1"), Path::new("/run/outboard/ports/vm1.sock"));
-        assert_eq!(default_socket(dir, DeviceKind::Volume, "d1"), Path::new("/run/outboard/volumes/d1.sock"));
+        assert_eq!(
+            default_socket(dir, DeviceKind::Port, "vm1"),
+            Path::new("/run/outboard/ports/vm1.sock")
+        );
+        assert_eq!(
+            default_socket(dir, DeviceKind::Volume, "d1"),
+            Path::new("/run/outboard/volumes/d1.sock")
+        );
     }
 }

@@ -13,7 +13,11 @@ pub struct Backoff {
 impl Backoff {
     /// Delays from `first` to `longest`.
     pub fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, next: first }
+        Self {
+            first,
+            longest,
+            next: first,
+        }
     }
 
     /// When to try again after a failure at `now`.

@@ -47,9 +47,17 @@ pub(super) enum Vmm {
     /// There is none.
     None,
     /// Connected, and not asked for at the DPU yet.
-    Waiting { connection: Connection, until: Instant, retry_at: Instant },
+    Waiting {
+        connection: Connection,
+        until: Instant,
+        retry_at: Instant,
+    },
     /// Asked for at the DPU.
-    Opening { ticket: Ticket, connection: Connection, until: Instant },
+    Opening {
+        ticket: Ticket,
+        connection: Connection,
+        until: Instant,
+    },
     /// In session.
     Served { connection: Connection },
 }
@@ -101,7 +109,11 @@ impl Device {
     }
 
     pub(super) fn remembered(remembered: &Remembered, now: Instant) -> Self {
-        Self { operation: Some(remembered.operation), leaving: remembered.leaving, ..Self::new(now) }
+        Self {
+            operation: Some(remembered.operation),
+            leaving: remembered.leaving,
+            ..Self::new(now)
+        }
     }
 
     /// Somebody wants the binding, or wants it gone.
@@ -120,7 +132,9 @@ impl Device {
             _ => None,
         };
         let vmm_at = match self.vmm {
-            Vmm::Waiting { until, retry_at, .. } if link_up && self.phase == Phase::Attached => Some(until.min(retry_at)),
+            Vmm::Waiting { until, retry_at, .. } if link_up && self.phase == Phase::Attached => {
+                Some(until.min(retry_at))
+            }
             Vmm::Waiting { until, .. } => Some(until),
             _ => None,
         };

@@ -130,11 +130,12 @@ impl Assembler {
         descriptors: Vec<OwnedFd>,
         truncated: bool,
     ) -> Result<Option<Message>, FrameError> {
-        if truncated || descriptors.len() > DESCRIPTORS_MAX {
+        let strict = on(Check::MessageDescriptors);
+        if strict && (truncated || descriptors.len() > DESCRIPTORS_MAX) {
             return Err(FrameError::TooManyDescriptors);
         }
         if !descriptors.is_empty() {
-            if self.is_mid_message() {
+            if strict && self.is_mid_message() {
                 return Err(FrameError::StrayDescriptors(descriptors.len()));
             }
             self.descriptors = descriptors;

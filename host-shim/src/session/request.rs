@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use outboard_controls::{Check, on};
+
 use super::{
     fault::Fault,
     framing::Message,
@@ -147,14 +149,14 @@ fn check_descriptors(rule: &Rule, payload: &Payload, got: usize) -> Result<(), F
     let (least, most) = match (rule.descriptors, payload) {
         (Descriptors::UnlessFlagged, Payload::VringDescriptor { present: true, .. }) | (Descriptors::One, _) => (1, 1),
         (Descriptors::PerRegion, Payload::Regions(regions)) => {
-            if got < regions.len() || regions.is_empty() {
+            if (got < regions.len() || regions.is_empty()) && on(Check::SharedMemory) {
                 return Err(Fault::MemoryWithoutDescriptors {
                     code: rule.code,
                     regions: regions.len(),
                     got,
                 });
             }
-            (regions.len(), regions.len())
+            (if on(Check::SharedMemory) { regions.len() } else { 0 }, regions.len())
         }
         (
             Descriptors::WithLongForm,
@@ -165,7 +167,7 @@ fn check_descriptors(rule: &Rule, payload: &Payload, got: usize) -> Result<(), F
         (Descriptors::Ignored, _) => (0, 1),
         _ => (0, 0),
     };
-    if (least..=most).contains(&got) {
+    if (least..=most).contains(&got) || !on(Check::MessageDescriptors) {
         Ok(())
     } else {
         Err(Fault::Descriptors {

@@ -60,9 +60,17 @@ pub enum Check {
     OperationReplay,
     /// What is acknowledged is durable already.
     PersistFirst,
+    /// A socket or API serves only the uids it is for.
+    PeerUid,
+    /// A message comes with exactly the descriptors that belong to it.
+    MessageDescriptors,
+    /// A vhost-user request or feature that is not known, or was not offered, is not passed on.
+    KnownRequestsOnly,
+    /// A VM whose memory is not shared is told so instead of being silently dead.
+    SharedMemory,
 }
 
-const ALL: [(Check, &str); 25] = [
+const ALL: [(Check, &str); 29] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -88,6 +96,10 @@ const ALL: [(Check, &str); 25] = [
     (Check::OneBinding, "one-binding"),
     (Check::OperationReplay, "operation-replay"),
     (Check::PersistFirst, "persist-first"),
+    (Check::PeerUid, "peer-uid"),
+    (Check::MessageDescriptors, "message-descriptors"),
+    (Check::KnownRequestsOnly, "known-requests-only"),
+    (Check::SharedMemory, "shared-memory"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.
