@@ -251,7 +251,10 @@ impl CardCore {
             if binding.state == State::Active {
                 binding.state = State::Attached;
             }
-            let held = Held { binding, runtime: Runtime::default() };
+            let held = Held {
+                binding,
+                runtime: Runtime::default(),
+            };
             core.held.insert(held.binding.object.clone(), held);
         }
         let mut out = Outbox::default();
@@ -272,16 +275,47 @@ impl CardCore {
             Input::Desired(state) => self.take_desired(state, &mut out, now),
             Input::BrokerConnected => out.report = true,
             Input::InventoryAcked { seq } => self.forget_acknowledged(seq),
-            Input::HostHello { host, host_epoch, version } => self.greet(host, host_epoch, version, &mut out),
-            Input::Redeem { host, operation, object } => self.redeem(host, operation, object, &mut out, now),
-            Input::Connect { host, object, generation, incarnation } => {
-                self.connect(host, object, Fence { generation, incarnation }, &mut out, now);
+            Input::HostHello {
+                host,
+                host_epoch,
+                version,
+            } => self.greet(host, host_epoch, version, &mut out),
+            Input::Redeem {
+                host,
+                operation,
+                object,
+            } => self.redeem(host, operation, object, &mut out, now),
+            Input::Connect {
+                host,
+                object,
+                generation,
+                incarnation,
+            } => {
+                self.connect(
+                    host,
+                    object,
+                    Fence {
+                        generation,
+                        incarnation,
+                    },
+                    &mut out,
+                    now,
+                );
             }
-            Input::Release { host, operation, object, generation } => {
+            Input::Release {
+                host,
+                operation,
+                object,
+                generation,
+            } => {
                 self.release(host, operation, object, generation, &mut out, now);
             }
             Input::Prepared { object, generation } => self.prepared(&object, generation, &mut out, now),
-            Input::Fault { object, generation, error } => self.fault(&object, generation, error, &mut out, now),
+            Input::Fault {
+                object,
+                generation,
+                error,
+            } => self.fault(&object, generation, error, &mut out, now),
             Input::RingsLive { session } => self.rings(session, Event::RingsLive, &mut out, now),
             Input::RingsStopped { session } => self.rings(session, Event::RingsStopped, &mut out, now),
             Input::SessionClosed { session } => self.session_closed(session, &mut out, now),
@@ -317,7 +351,10 @@ impl CardCore {
 
     /// The object that a session serves, while it does.
     pub fn session_object(&self, session: SessionId) -> Option<&ObjectRef> {
-        self.held.iter().find(|(_, h)| h.runtime.session == Some(session)).map(|(object, _)| object)
+        self.held
+            .iter()
+            .find(|(_, h)| h.runtime.session == Some(session))
+            .map(|(object, _)| object)
     }
 
     /// Ends what can end, binds what can be bound, and puts the effects in order.
@@ -334,23 +371,22 @@ impl CardCore {
 
     /// A binding is drained once no session serves it.
     fn drain_idle(&mut self, out: &mut Outbox, now: Now) {
-        let idle = |h: &&Held| {
-            h.runtime.session.is_none() && matches!(h.binding.state, State::Draining | State::Quarantined)
-        };
-        for binding in self.held.values().filter(idle).map(|h| h.binding.clone()).collect::<Vec<_>>() {
+        let idle =
+            |h: &&Held| h.runtime.session.is_none() && matches!(h.binding.state, State::Draining | State::Quarantined);
+        for binding in self
+            .held
+            .values()
+            .filter(idle)
+            .map(|h| h.binding.clone())
+            .collect::<Vec<_>>()
+        {
             // A refusal is impossible: the fence is the binding's own and the state was just looked at.
             let _ = self.step(&binding.object, &Event::Drained(binding.fence()), out, now);
         }
     }
 
     /// Runs one event on the binding of `object` and notes what has to be done.
-    fn step(
-        &mut self,
-        object: &ObjectRef,
-        event: &Event,
-        out: &mut Outbox,
-        now: Now,
-    ) -> Result<(), Refusal> {
+    fn step(&mut self, object: &ObjectRef, event: &Event, out: &mut Outbox, now: Now) -> Result<(), Refusal> {
         let held = self.held.get_mut(object).ok_or_else(|| not_granted(object))?;
         let (next, effects) = binding::step(&held.binding, event, now)?;
         for effect in effects {
@@ -366,12 +402,17 @@ impl CardCore {
     fn ask_to_prepare(&mut self, object: &ObjectRef, out: &mut Outbox, now: Now) {
         if let Some(held) = self.held.get_mut(object) {
             held.runtime.prepare_asked_ms = now.monotonic_ms;
-            out.prepare.push(Effect::Prepare { object: object.clone(), generation: held.binding.generation });
+            out.prepare.push(Effect::Prepare {
+                object: object.clone(),
+                generation: held.binding.generation,
+            });
         }
     }
 
     fn prepared(&mut self, object: &ObjectRef, generation: Generation, out: &mut Outbox, now: Now) {
-        let Some(held) = self.held.get_mut(object).filter(|h| h.binding.generation == generation) else { return };
+        let Some(held) = self.held.get_mut(object).filter(|h| h.binding.generation == generation) else {
+            return;
+        };
         let event = Event::Prepared(held.binding.fence());
         if held.binding.state.is_live() && !held.runtime.ready {
             held.runtime.ready = true;
@@ -380,7 +421,9 @@ impl CardCore {
     }
 
     fn fault(&mut self, object: &ObjectRef, generation: Generation, error: Refusal, out: &mut Outbox, now: Now) {
-        let Some(held) = self.held.get_mut(object).filter(|h| h.binding.generation == generation) else { return };
+        let Some(held) = self.held.get_mut(object).filter(|h| h.binding.generation == generation) else {
+            return;
+        };
         let repeated = held.binding.error.as_ref() == Some(&error) && !held.runtime.ready;
         let event = Event::Fault(held.binding.fence(), error);
         if held.binding.state.is_live() && !repeated {
@@ -389,13 +432,7 @@ impl CardCore {
         }
     }
 
-    fn rings(
-        &mut self,
-        session: SessionId,
-        event: fn(Fence) -> Event,
-        out: &mut Outbox,
-        now: Now,
-    ) {
+    fn rings(&mut self, session: SessionId, event: fn(Fence) -> Event, out: &mut Outbox, now: Now) {
         if let Some(object) = self.session_object(session).cloned()
             && let Some(fence) = self.binding(&object).map(Binding::fence)
         {
@@ -430,7 +467,11 @@ impl CardCore {
 
 /// Refuses what needs a device while there is none.
 fn check_ready(held: &Held) -> Result<(), Refusal> {
-    if held.runtime.ready { Ok(()) } else { Err(unavailable(&held.binding.object)) }
+    if held.runtime.ready {
+        Ok(())
+    } else {
+        Err(unavailable(&held.binding.object))
+    }
 }
 
 fn busy(object: &ObjectRef) -> Refusal {

@@ -6,6 +6,7 @@
 
 pub mod binding;
 pub mod card;
+pub mod card_side;
 pub mod codec;
 pub mod desired;
 pub mod id;

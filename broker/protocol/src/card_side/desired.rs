@@ -63,7 +63,10 @@ impl CardCore {
             let ObjectRef { kind, name } = &binding.object;
             let changed = *kind == ObjectKind::Volume && self.desired.volume(name) != state.volume(name);
             if changed && runtime.ready && binding.state.is_live() {
-                let text = format!("{}: changed while it was bound: revoke it and grant it again", binding.object);
+                let text = format!(
+                    "{}: changed while it was bound: revoke it and grant it again",
+                    binding.object
+                );
                 binding.error = Some(Refusal::new(Code::Unavailable, text));
             }
         }
@@ -71,12 +74,34 @@ impl CardCore {
 
     /// Binds what is granted and not bound: once the former binding has ended, and never a generation seen before.
     pub(super) fn bind_granted(&mut self, out: &mut Outbox, now: Now) {
-        let missing: Vec<Grant> = self.desired.grants.iter().filter(|g| self.is_to_bind(g, now)).cloned().collect();
-        for Grant { object, host, generation, incarnation, expires_unix_s } in missing {
+        let missing: Vec<Grant> = self
+            .desired
+            .grants
+            .iter()
+            .filter(|g| self.is_to_bind(g, now))
+            .cloned()
+            .collect();
+        for Grant {
+            object,
+            host,
+            generation,
+            incarnation,
+            expires_unix_s,
+        } in missing
+        {
             self.high_water.raise(&object, generation);
-            let fence = Fence { generation, incarnation };
+            let fence = Fence {
+                generation,
+                incarnation,
+            };
             let binding = Binding::reserve(object.clone(), host, fence, expires_unix_s, now);
-            self.held.insert(object.clone(), Held { binding, runtime: Runtime::default() });
+            self.held.insert(
+                object.clone(),
+                Held {
+                    binding,
+                    runtime: Runtime::default(),
+                },
+            );
             out.persist = true;
             out.report = true;
             self.ask_to_prepare(&object, out, now);
@@ -111,7 +136,11 @@ impl CardCore {
                 error: binding.error.clone(),
             });
         }
-        let over = self.desired.grants.iter().filter(|grant| !self.held.contains_key(&grant.object));
+        let over = self
+            .desired
+            .grants
+            .iter()
+            .filter(|grant| !self.held.contains_key(&grant.object));
         reports.extend(over.map(|grant| BindingReport {
             object: grant.object.clone(),
             generation: self.high_water.of(&grant.object).max(grant.generation),
@@ -124,7 +153,8 @@ impl CardCore {
 
     /// Drops ended bindings whose end the broker has made durable.
     pub(super) fn forget_acknowledged(&mut self, seq: u64) {
-        self.held.retain(|_, h| h.runtime.told_released_in.is_none_or(|told| told > seq));
+        self.held
+            .retain(|_, h| h.runtime.told_released_in.is_none_or(|told| told > seq));
     }
 }
 

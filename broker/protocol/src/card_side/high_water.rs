@@ -40,7 +40,10 @@ impl HighWater {
 
     fn merge_lowest(&mut self, but: &ObjectRef) {
         let others = self.marks.iter().filter(|(object, _)| *object != but);
-        if let Some(lowest) = others.min_by_key(|(_, generation)| **generation).map(|(object, _)| object.clone()) {
+        if let Some(lowest) = others
+            .min_by_key(|(_, generation)| **generation)
+            .map(|(object, _)| object.clone())
+        {
             let merged = self.marks.remove(&lowest).unwrap_or_default();
             self.floor = self.floor.max(merged);
         }
@@ -51,21 +54,21 @@ impl HighWater {
 mod marks {
     use std::collections::BTreeMap;
 
-    use minicbor::{Decode as _, Decoder, Encode as _, Encoder, decode, encode};
+    use minicbor::{Decode as _, Decoder, Encode as _, Encoder};
 
     use crate::id::{Generation, ObjectRef};
 
     type Marks = BTreeMap<ObjectRef, Generation>;
 
-    pub fn encode<C, W: encode::Write>(
+    pub fn encode<C, W: minicbor::encode::Write>(
         marks: &Marks,
         e: &mut Encoder<W>,
         ctx: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
         marks.iter().collect::<Vec<_>>().encode(e, ctx)
     }
 
-    pub fn decode<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Marks, decode::Error> {
+    pub fn decode<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Marks, minicbor::decode::Error> {
         Ok(Vec::<(ObjectRef, Generation)>::decode(d, ctx)?.into_iter().collect())
     }
 }
@@ -81,7 +84,10 @@ mod tests {
     };
 
     fn object(n: usize) -> ObjectRef {
-        ObjectRef { kind: ObjectKind::Port, name: format!("p{n}").parse().unwrap() }
+        ObjectRef {
+            kind: ObjectKind::Port,
+            name: format!("p{n}").parse().unwrap(),
+        }
     }
 
     #[test]

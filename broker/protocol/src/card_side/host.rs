@@ -16,7 +16,9 @@ impl CardCore {
         let seen = self.host_epochs.get(&host).copied().unwrap_or_default();
         if host_epoch < seen {
             let text = format!("host {host} has boot epoch {seen} by now, this link is from {host_epoch}: reconnect");
-            out.reply = Some(Reply::Refused { refusal: Refusal::new(Code::Stale, text) });
+            out.reply = Some(Reply::Refused {
+                refusal: Refusal::new(Code::Stale, text),
+            });
             return;
         }
         if host_epoch > seen {
@@ -28,19 +30,19 @@ impl CardCore {
             self.host_epochs.insert(host, host_epoch);
             out.persist = true;
         }
-        out.reply = Some(Reply::Welcome { version, card: self.card.clone(), dpu_epoch: self.dpu_epoch });
+        out.reply = Some(Reply::Welcome {
+            version,
+            card: self.card.clone(),
+            dpu_epoch: self.dpu_epoch,
+        });
     }
 
     /// `Prepared → Attached`, or the same answer again if the host has the object already.
-    pub(super) fn redeem(
-        &mut self,
-        host: Name,
-        operation: OperationId,
-        object: ObjectRef,
-        out: &mut Outbox,
-        now: Now,
-    ) {
-        let request = Request::Redeem { operation, object: object.clone() };
+    pub(super) fn redeem(&mut self, host: Name, operation: OperationId, object: ObjectRef, out: &mut Outbox, now: Now) {
+        let request = Request::Redeem {
+            operation,
+            object: object.clone(),
+        };
         self.answer_once(&host.clone(), operation, &request, out, now, |core, out| {
             let event = Event::Redeem { host };
             if let Some(held) = core.held.get(&object)
@@ -51,24 +53,32 @@ impl CardCore {
                 check_ready(held)?;
             }
             core.step(&object, &event, out, now)?;
-            let Fence { generation, incarnation } = core.binding(&object).ok_or_else(|| not_granted(&object))?.fence();
-            Ok(Reply::Redeemed { generation, incarnation })
+            let Fence {
+                generation,
+                incarnation,
+            } = core.binding(&object).ok_or_else(|| not_granted(&object))?.fence();
+            Ok(Reply::Redeemed {
+                generation,
+                incarnation,
+            })
         });
     }
 
     /// Opens the one session that an attached object may have.
     pub(super) fn connect(&mut self, host: Name, object: ObjectRef, fence: Fence, out: &mut Outbox, now: Now) {
-        let opened = self.step(&object, &Event::Connect { host, fence }, out, now).and_then(|()| {
-            let held = self.held.get_mut(&object).ok_or_else(|| not_granted(&object))?;
-            check_ready(held)?;
-            if held.runtime.session.is_some() {
-                return Err(busy(&object));
-            }
-            self.sessions_opened += 1;
-            let session = SessionId(self.sessions_opened);
-            held.runtime.session = Some(session);
-            Ok(session)
-        });
+        let opened = self
+            .step(&object, &Event::Connect { host, fence }, out, now)
+            .and_then(|()| {
+                let held = self.held.get_mut(&object).ok_or_else(|| not_granted(&object))?;
+                check_ready(held)?;
+                if held.runtime.session.is_some() {
+                    return Err(busy(&object));
+                }
+                self.sessions_opened += 1;
+                let session = SessionId(self.sessions_opened);
+                held.runtime.session = Some(session);
+                Ok(session)
+            });
         out.reply = Some(match opened {
             Ok(session) => {
                 out.open_session = Some(Effect::OpenSession { object, session });
@@ -88,7 +98,11 @@ impl CardCore {
         out: &mut Outbox,
         now: Now,
     ) {
-        let request = Request::Release { operation, object: object.clone(), generation };
+        let request = Request::Release {
+            operation,
+            object: object.clone(),
+            generation,
+        };
         self.answer_once(&host.clone(), operation, &request, out, now, |core, out| {
             core.step(&object, &Event::Release { host, generation }, out, now)?;
             Ok(Reply::Released)

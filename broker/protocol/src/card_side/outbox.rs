@@ -39,7 +39,10 @@ impl Outbox {
         match effect {
             binding::Effect::Shut => self.shut.push(Effect::Shut { object: object() }),
             binding::Effect::CloseSession => {
-                self.close.extend(session.map(|session| Effect::CloseSession { object: object(), session }));
+                self.close.extend(session.map(|session| Effect::CloseSession {
+                    object: object(),
+                    session,
+                }));
             }
             binding::Effect::Persist => self.persist = true,
             binding::Effect::Open => self.open.push(Effect::Open { object: object() }),
@@ -65,7 +68,11 @@ impl Outbox {
         let mut effects = self.shut;
         effects.extend(self.close);
         let persist = record.map(Effect::Persist);
-        let (first, last) = if on(Check::PersistFirst) { (persist, None) } else { (None, persist) };
+        let (first, last) = if on(Check::PersistFirst) {
+            (persist, None)
+        } else {
+            (None, persist)
+        };
         effects.extend(first);
         effects.extend(self.configure.then_some(Effect::Configure));
         effects.extend(self.teardown);
@@ -76,7 +83,10 @@ impl Outbox {
         effects.extend(self.notices);
         effects.extend(self.refused.map(Effect::RefuseDesired));
         effects.extend(self.applied);
-        effects.extend(self.inventory.map(|(seq, bindings)| Effect::SendInventory { seq, bindings }));
+        effects.extend(
+            self.inventory
+                .map(|(seq, bindings)| Effect::SendInventory { seq, bindings }),
+        );
         effects.extend(last);
         effects
     }

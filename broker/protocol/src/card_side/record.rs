@@ -59,7 +59,11 @@ impl CardCore {
             desired: self.desired.clone(),
             bindings: self.bindings().cloned().collect(),
             high_water: self.high_water.clone(),
-            host_epochs: self.host_epochs.iter().map(|(host, epoch)| (host.clone(), *epoch)).collect(),
+            host_epochs: self
+                .host_epochs
+                .iter()
+                .map(|(host, epoch)| (host.clone(), *epoch))
+                .collect(),
             operations: self.operations.entries().cloned().collect(),
         }
     }
