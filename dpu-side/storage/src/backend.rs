@@ -1,0 +1,176 @@
+//! The seam between a namespace and what stores its blocks.
+
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+use outboard_ring::MemoryError;
+
+use crate::Buffer;
+
+/// Bytes in a sector: offsets and lengths are multiples of it.
+pub const SECTOR_LEN: u64 = 512;
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Fill the buffer from the backend.
+    Read,
+    /// Store the buffer. After its completion every read sees it.
+    Write {
+        /// Complete only once the data survives a power cut.
+        durable: bool,
+    },
+    /// Complete only once every write that was completed before this request was submitted survives a power cut.
+    /// Writes in flight beside it may or may not be covered.
+    Flush,
+}
+
+/// One operation on a backend. Its length is that of its buffer; a flush has an empty one.
+#[derive(Debug)]
+pub struct Request {
+    /// Chosen by the submitter, for telling completions apart. The backend does not look at it.
+    pub tag: u64,
+    /// What to do.
+    pub op: Op,
+    /// Where, in bytes from the start of the volume; ignored by a flush.
+    pub offset: u64,
+    /// The guest memory to read into or write from.
+    pub buffer: Buffer,
+}
+
+/// A request that is over. Its buffer is the submitter's again: nothing touches the guest's memory any more.
+#[derive(Debug)]
+pub struct Completion {
+    /// The request.
+    pub request: Request,
+    /// How it went. After a failed read or write any part of it may have been done.
+    pub result: Result<(), IoError>,
+}
+
+/// The backend has as many requests in flight as it takes; submit it again after a completion.
+#[derive(Debug)]
+pub struct Busy(pub Request);
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// Outside the volume.
+    #[error("request for {len} bytes at byte {offset} is not inside the volume of {size_bytes} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Size of the volume in bytes.
+        size_bytes: u64,
+    },
+    /// Offset or length is not a multiple of [`SECTOR_LEN`].
+    #[error("request for {len} bytes at byte {offset} is not made of whole sectors of {SECTOR_LEN} bytes")]
+    PartialSector {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// A write to a read-only volume.
+    #[error("the volume is read-only")]
+    ReadOnly,
+    /// A flush failed earlier, so that writes may be lost which the guest holds to be stored.
+    #[error(
+        "an earlier flush failed and data may be lost: check the device under the volume, then attach the volume again"
+    )]
+    Latched,
+    /// The guest's memory could not be accessed.
+    #[error("the guest's buffer could not be accessed: {0}")]
+    GuestMemory(#[from] MemoryError),
+    /// The volume's file is shorter than it was when it was opened.
+    #[error("the volume's file ends before byte {offset}: it was truncated while in use; give it its size back")]
+    EndOfFile {
+        /// The first byte that is not there.
+        offset: u64,
+    },
+    /// No memory is left for new blocks of a volume in memory.
+    #[error("the DPU has no memory left for this volume: make it smaller or keep it in a file")]
+    OutOfMemory,
+    /// The kernel reports an error.
+    #[error("{call} failed: {errno}")]
+    System {
+        /// What was tried.
+        call: &'static str,
+        /// Why it failed.
+        errno: Errno,
+    },
+}
+
+/// Size and kind of a backend. Neither changes while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in bytes, a multiple of [`SECTOR_LEN`].
+    pub size_bytes: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+impl Geometry {
+    /// Check that `request` may be carried out on a volume of this geometry.
+    ///
+    /// # Errors
+    /// [`IoError::ReadOnly`], [`IoError::PartialSector`], [`IoError::OutOfRange`].
+    pub fn check(&self, request: &Request) -> Result<(), IoError> {
+        let (offset, len) = (request.offset, request.buffer.len());
+        match request.op {
+            Op::Flush => return Ok(()),
+            Op::Write { .. } if self.read_only => return Err(IoError::ReadOnly),
+            Op::Read | Op::Write { .. } => {}
+        }
+        if !offset.is_multiple_of(SECTOR_LEN) || !len.is_multiple_of(SECTOR_LEN) {
+            return Err(IoError::PartialSector { offset, len });
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size_bytes => Ok(()),
+            _ => Err(IoError::OutOfRange {
+                offset,
+                len,
+                size_bytes: self.size_bytes,
+            }),
+        }
+    }
+}
+
+/// What stores the blocks of a volume.
+///
+/// A backend never panics and never blocks, whatever offset, length or guest memory a request has: it completes the
+/// request with an error. In return it may rely on one thing: every request that it took is taken back by
+/// [`Backend::complete`] unless the backend is dropped.
+///
+/// Requests may be carried out and completed in any order. Two requests in flight at once that touch the same sector,
+/// one of them writing, leave that sector with either's data, or a mix if they are longer than a sector.
+pub trait Backend: Send {
+    /// Size and kind.
+    fn geometry(&self) -> Geometry;
+
+    /// How many requests it takes at once.
+    fn depth(&self) -> usize;
+
+    /// Take a request. It may not begin before [`Backend::start`].
+    ///
+    /// # Errors
+    /// [`Busy`] gives the request back if [`Backend::depth`] requests are in flight.
+    fn submit(&mut self, request: Request) -> Result<(), Busy>;
+
+    /// Begin everything that was submitted. One call per batch: it may cost a system call.
+    fn start(&mut self);
+
+    /// Take a completion, if there is one. Never waits.
+    fn complete(&mut self) -> Option<Completion>;
+
+    /// Requests taken and not yet given back.
+    fn in_flight(&self) -> usize;
+
+    /// Readable once there are completions, after [`Backend::arm`]. None if completions never come later than
+    /// [`Backend::start`].
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Prepare for sleeping on [`Backend::wake_fd`]. True if completions are waiting already.
+    fn arm(&mut self) -> bool;
+}

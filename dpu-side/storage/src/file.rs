@@ -1,0 +1,181 @@
+//! Volumes in a file or on a block device, through `io_uring`.
+//!
+//! Reads and writes go through the page cache, with the guest's memory as the kernel's buffer. A flush is `fdatasync`;
+//! so is the second half of a durable write. Only one runs at a time, and one covers everything that waited for it:
+//! the kernel reports a failed write-back once per open file, so that of two at the same time one would succeed though
+//! data is lost.
+
+mod open;
+mod syncs;
+mod uring;
+
+use std::{collections::VecDeque, fs::File, io, os::fd::BorrowedFd};
+
+use nix::{errno::Errno, fcntl::Flock};
+pub use open::{OpenError, open_file};
+use syncs::Syncs;
+use uring::{Event, Slot, Uring};
+
+use crate::{Backend, Busy, Completion, Geometry, IoError, Op, Request};
+
+/// Requests in flight.
+const DEPTH: u16 = 128;
+/// How often an operation that the kernel says to repeat is repeated.
+const RETRIES_MAX: u16 = 64;
+
+/// A volume in a file or on a block device. Made by [`open_file`].
+pub struct FileBackend {
+    geometry: Geometry,
+    uring: Uring,
+    syncs: Syncs<Slot>,
+    sync_retries: u16,
+    /// Completions that the kernel was not, or is no longer, needed for.
+    finished: VecDeque<Completion>,
+}
+
+impl FileBackend {
+    /// Serve `file`, which is locked and has the size that `geometry` says.
+    fn new(file: Flock<File>, geometry: Geometry) -> io::Result<Self> {
+        Ok(Self {
+            geometry,
+            uring: Uring::new(file, DEPTH)?,
+            syncs: Syncs::new(usize::from(DEPTH)),
+            sync_retries: 0,
+            finished: VecDeque::with_capacity(usize::from(DEPTH)),
+        })
+    }
+
+    /// Check a request and bring it on its way.
+    fn begin(&mut self, request: Request) {
+        let refusal = match (self.geometry.check(&request), request.op) {
+            (Err(error), _) => Some(error),
+            (Ok(()), Op::Write { .. } | Op::Flush) if self.syncs.latched() => Some(IoError::Latched),
+            (Ok(()), _) => None,
+        };
+        if let Some(error) = refusal {
+            return self.finished.push_back(Completion {
+                request,
+                result: Err(error),
+            });
+        }
+        let transfers = !request.buffer.is_empty();
+        let op = request.op;
+        match (self.uring.hold(request), op) {
+            (Err((request, error)), _) => self.finished.push_back(Completion {
+                request,
+                result: Err(error),
+            }),
+            (Ok(slot), Op::Read | Op::Write { .. }) if transfers => self.uring.transfer(slot),
+            (Ok(slot), Op::Write { durable: true } | Op::Flush) => self.syncs.join(slot),
+            (Ok(slot), _) => self.finish(slot, Ok(())),
+        }
+    }
+
+    fn finish(&mut self, slot: Slot, result: Result<(), IoError>) {
+        if let Some(request) = self.uring.release(slot) {
+            self.finished.push_back(Completion { request, result });
+        }
+    }
+
+    /// Take note of what the kernel reports.
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Synced(result) => self.on_synced(result),
+            Event::Transferred(slot, result) => match self.uring.advance(slot, result, RETRIES_MAX) {
+                Ok(true) => self.on_transferred(slot),
+                Ok(false) => self.uring.transfer(slot),
+                Err(error) => self.finish(slot, Err(error)),
+            },
+        }
+    }
+
+    fn on_transferred(&mut self, slot: Slot) {
+        match self.uring.op(slot) {
+            Some(Op::Write { durable: true }) if self.syncs.latched() => self.finish(slot, Err(IoError::Latched)),
+            Some(Op::Write { durable: true }) => self.syncs.join(slot),
+            _ => self.finish(slot, Ok(())),
+        }
+    }
+
+    fn on_synced(&mut self, result: Result<(), Errno>) {
+        if let Err(Errno::EINTR | Errno::EAGAIN) = result
+            && self.sync_retries < RETRIES_MAX
+        {
+            self.sync_retries += 1;
+            return self.uring.sync();
+        }
+        self.sync_retries = 0;
+        if let Err(errno) = result {
+            tracing::error!(%errno, "fdatasync of a volume failed: it takes no more writes until it is attached again");
+        }
+        self.syncs.ended(result.is_ok());
+        while let Some((slot, covered)) = self.syncs.next_over() {
+            let result = match (covered, result) {
+                (true, Ok(())) => Ok(()),
+                (true, Err(errno)) => Err(IoError::System {
+                    call: "fdatasync",
+                    errno,
+                }),
+                (false, _) => Err(IoError::Latched),
+            };
+            self.finish(slot, result);
+        }
+    }
+}
+
+impl Backend for FileBackend {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn depth(&self) -> usize {
+        usize::from(DEPTH)
+    }
+
+    fn submit(&mut self, request: Request) -> Result<(), Busy> {
+        if self.in_flight() >= self.depth() {
+            return Err(Busy(request));
+        }
+        self.begin(request);
+        Ok(())
+    }
+
+    fn start(&mut self) {
+        if self.syncs.begin() {
+            self.uring.sync();
+        }
+        self.uring.submit();
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        loop {
+            if let Some(completion) = self.finished.pop_front() {
+                return Some(completion);
+            }
+            match self.uring.next_event() {
+                Some(event) => self.on_event(event),
+                None => {
+                    // What the last events gave rise to: the rest of a short write, the next sync.
+                    self.start();
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.uring.held() + self.finished.len()
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.uring.wake_fd())
+    }
+
+    fn arm(&mut self) -> bool {
+        self.uring.drain_wake();
+        !self.finished.is_empty() || self.uring.events_waiting()
+    }
+}
+
+#[cfg(test)]
+mod tests;
