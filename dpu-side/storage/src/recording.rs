@@ -43,7 +43,9 @@ const SYNC_FAILED: IoError = IoError::System {
 };
 
 /// The bytes of one sector.
-pub type Sector = [u8; SECTOR_LEN as usize];
+pub type Sector = [u8; 512];
+const _: () = assert!(size_of::<Sector>() as u64 == SECTOR_LEN);
+const ZEROS: Sector = [0; size_of::<Sector>()];
 
 /// What survives a power cut, besides everything that was flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,11 +141,7 @@ impl Recording {
 
     /// What a read of this sector sees.
     pub fn sector(&self, sector: u64) -> Sector {
-        self.disk()
-            .current
-            .get(&sector)
-            .copied()
-            .unwrap_or([0; SECTOR_LEN as usize])
+        self.disk().current.get(&sector).copied().unwrap_or(ZEROS)
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -186,9 +184,8 @@ impl Disk {
     }
 
     fn read(&self, first: u64, sectors: u64, buffer: &Buffer) -> Result<(), IoError> {
-        let zeros = [0; SECTOR_LEN as usize];
         for n in 0..sectors {
-            let bytes = self.current.get(&(first + n)).unwrap_or(&zeros);
+            let bytes = self.current.get(&(first + n)).unwrap_or(&ZEROS);
             buffer.write_at(n * SECTOR_LEN, bytes)?;
         }
         Ok(())
@@ -203,7 +200,7 @@ impl Disk {
             });
         }
         for n in 0..sectors {
-            let mut bytes = [0; SECTOR_LEN as usize];
+            let mut bytes = ZEROS;
             buffer.read_at(n * SECTOR_LEN, &mut bytes)?;
             self.current.insert(first + n, bytes);
             self.volatile.entry(first + n).or_default().push((self.writes, bytes));
