@@ -14,6 +14,8 @@ use crate::{
     store::crash_disk::Disk,
 };
 
+mod simulation;
+
 const NOW_S: u64 = 1_790_000_000;
 const SECRET: &[u8] = b"secret";
 

@@ -19,6 +19,8 @@ use crate::error::StartError;
 const SCHEMA_VERSION: u32 = 1;
 /// Where the version is, in [`Table::Meta`].
 const SCHEMA_KEY: &str = "schema_version";
+/// Marks a store whose content was found not to be what was written, in [`Table::Meta`].
+const DAMAGED_KEY: &str = "damaged";
 /// Memory for pages that were read, in bytes; the broker keeps every record in memory itself.
 const CACHE_LEN_BYTES: usize = 4 << 20;
 
@@ -171,14 +173,26 @@ impl Store {
 
     fn prepare(mut database: Database) -> Result<Self, StoreError> {
         // Opening repairs what a crash leaves. What still fails its checksums after that was changed by somebody else,
-        // and going back to an older commit would lose acknowledged operations without a word.
-        if !database.check_integrity()? {
-            return Err(StoreError::Damaged("its checksums do not match its content".to_owned()));
-        }
+        // and going back to an older commit would lose acknowledged operations without a word. The check has gone back
+        // already when it tells: the mark keeps the next start from taking that for the whole.
+        let whole = database.check_integrity()?;
         let store = Self {
             database,
             directory: None,
         };
+        if !whole {
+            let value = encode_record(&true).map_err(|e| StoreError::Damaged(e.to_string()))?;
+            store.commit(&[Write {
+                table: Table::Meta,
+                key: DAMAGED_KEY.to_owned(),
+                value: Some(value),
+            }])?;
+        }
+        if store.get(Table::Meta, DAMAGED_KEY)?.is_some() {
+            return Err(StoreError::Damaged(
+                "its checksums did not match its content".to_owned(),
+            ));
+        }
         match store.get(Table::Meta, SCHEMA_KEY)? {
             None => store.commit(&[Write {
                 table: Table::Meta,
