@@ -75,9 +75,7 @@ impl Broker {
             api_address = Some(local(&listener)?);
             listeners.spawn(serve_tls(listener, tls.for_operators()?, routes.clone()));
         }
-        listeners.spawn(serve_unix(socket, routes));
-
-        // Last, because whoever waits for these files takes the broker to be there.
+        // Both listeners are bound, and the API answers only after this: whoever sees either finds the other.
         let tell = |name: &str, address: &str| {
             let path = state_dir.join(name);
             write_private(&path, format!("{address}\n").as_bytes()).map_err(|e| StartError::io("write", &path, &e, fix))
@@ -86,6 +84,7 @@ impl Broker {
             tell("api_address", &address.to_string())?;
         }
         tell("card_address", &told)?;
+        listeners.spawn(serve_unix(socket, routes));
         tracing::info!(cards = told, api = %config.api_socket.display(), "the broker is running");
         Ok(Self {
             card_address,
