@@ -1,0 +1,161 @@
+//! `port`: a guest's virtio-net devices.
+
+use std::net::IpAddr;
+
+use clap::{Args, Subcommand};
+use outboard_api::port::{PortSpec, PortView};
+use outboard_protocol::id::{MacAddr, Name};
+use serde_json::Value;
+
+use super::{allocation_details, binding_state, done, show};
+use crate::{args::Global, error::CliError, output};
+
+/// `outboard port`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  outboard port list
+  outboard port show vm1
+  outboard port create vm1 --network blue --mac 52:54:00:00:00:01 --address 10.0.0.1")]
+pub struct PortArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// All ports: state and counters
+    #[command(after_help = "\
+Examples:
+  outboard port list
+  outboard port list --json | jq '.[].counters'")]
+    List,
+    /// One port: binding, counters, and drops by reason
+    #[command(after_help = "Examples:\n  outboard port show vm1")]
+    Show {
+        /// The port's name
+        name: Name,
+    },
+    /// Make a port, or change it to what is said here
+    #[command(after_help = "\
+The port is granted to the host of its card; 'outboard grant revoke port NAME' takes it back.
+
+Examples:
+  outboard port create vm1 --network blue --mac 52:54:00:00:00:01 --address 10.0.0.1 --card rack7")]
+    Create {
+        /// The port's name
+        name: Name,
+        /// The network it is on
+        #[arg(long)]
+        network: Name,
+        /// The only source MAC that its guest may use
+        #[arg(long)]
+        mac: MacAddr,
+        /// A source address that its guest may use; may be given several times
+        #[arg(long = "address", value_name = "IP")]
+        addresses: Vec<IpAddr>,
+        /// The card that serves it [default: the only one there is]
+        #[arg(long)]
+        card: Option<Name>,
+    },
+    /// Delete a port; its guest's device goes silent
+    #[command(after_help = "Examples:\n  outboard port delete vm1")]
+    Delete {
+        /// The port's name
+        name: Name,
+    },
+}
+
+/// Does it.
+///
+/// # Errors
+/// The broker is away or refuses.
+pub async fn run(global: &Global, args: &PortArgs) -> Result<(), CliError> {
+    let client = global.client()?;
+    match &args.verb {
+        Verb::List => show(global, &client.get::<Vec<PortView>>("/v1/ports").await?, |ports| {
+            table(ports)
+        }),
+        Verb::Show { name } => show(global, &client.get(&format!("/v1/ports/{name}")).await?, details),
+        Verb::Create {
+            name,
+            network,
+            mac,
+            addresses,
+            card,
+        } => {
+            let spec = PortSpec {
+                name: name.clone(),
+                network: network.clone(),
+                mac: *mac,
+                addresses: addresses.clone(),
+                card: card.clone(),
+            };
+            let answer: Value = client.put(&format!("/v1/ports/{name}"), &spec).await?;
+            done(global, &answer, &format!("port {name} is declared"))
+        }
+        Verb::Delete { name } => {
+            let answer: Value = client.delete(&format!("/v1/ports/{name}")).await?;
+            done(global, &answer, &format!("port {name} deleted"))
+        }
+    }
+}
+
+/// The table of all ports.
+pub fn table(ports: &[PortView]) -> String {
+    let row = |p: &PortView| {
+        let counters = p.counters.as_ref();
+        [
+            p.spec.name.to_string(),
+            p.spec.network.to_string(),
+            p.spec.mac.to_string(),
+            output::list(&p.spec.addresses),
+            output::or_dash(p.spec.card.as_ref()),
+            binding_state(p.binding.as_ref(), p.grant.as_ref()),
+            output::or_dash(counters.map(|c| c.tx_frames)),
+            output::or_dash(counters.map(|c| c.rx_frames)),
+            output::or_dash(counters.map(|c| c.dropped_frames())),
+        ]
+    };
+    let header = [
+        "PORT",
+        "NETWORK",
+        "MAC",
+        "ADDRESSES",
+        "CARD",
+        "STATE",
+        "TX FRAMES",
+        "RX FRAMES",
+        "DROPPED",
+    ];
+    output::table(header, ports.iter().map(row).collect(), "There are no ports.")
+}
+
+fn details(port: &PortView) -> String {
+    let mut rows = vec![
+        ("port", port.spec.name.to_string()),
+        ("network", port.spec.network.to_string()),
+        ("mac", port.spec.mac.to_string()),
+        ("addresses", output::list(&port.spec.addresses)),
+        ("card", output::or_dash(port.spec.card.as_ref())),
+    ];
+    rows.extend(allocation_details(port.grant.as_ref(), port.binding.as_ref()));
+    let Some(counters) = &port.counters else {
+        return output::details(rows);
+    };
+    rows.push((
+        "tx",
+        format!("{} frames, {} bytes", counters.tx_frames, counters.tx_bytes),
+    ));
+    rows.push((
+        "rx",
+        format!("{} frames, {} bytes", counters.rx_frames, counters.rx_bytes),
+    ));
+    let drops = counters
+        .drops
+        .iter()
+        .map(|(reason, frames)| [reason.clone(), frames.to_string()])
+        .collect();
+    let drops = output::table(["DROPPED BECAUSE", "FRAMES"], drops, "No frame was dropped.");
+    format!("{}\n\n{drops}", output::details(rows))
+}

@@ -1,0 +1,92 @@
+//! The daemons' configuration files.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{
+    layout::{CardIdentity, RunDir, write_config},
+    plan::Plan,
+};
+use crate::error::CliError;
+
+#[derive(Serialize)]
+struct Broker {
+    state_dir: PathBuf,
+    api_socket: PathBuf,
+    /// Only this machine's card connects, and any free port will do: the broker tells which it got.
+    card_listen: &'static str,
+}
+
+#[derive(Serialize)]
+struct Dpu<'a> {
+    state_dir: PathBuf,
+    card: &'a str,
+    serial: &'a str,
+    /// Given at each start: the broker's port is another one each time.
+    broker: &'a str,
+    link_socket: PathBuf,
+    volume_dir: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker_core: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Shim {
+    link_socket: PathBuf,
+    api_socket: PathBuf,
+    socket_dir: PathBuf,
+}
+
+/// Writes `broker.toml`.
+///
+/// # Errors
+/// The run directory cannot be written.
+pub fn write_broker(dir: &RunDir) -> Result<PathBuf, CliError> {
+    let broker = Broker {
+        state_dir: dir.state("broker"),
+        api_socket: dir.broker_socket(),
+        card_listen: "127.0.0.1:0",
+    };
+    write(dir, "broker", &broker)
+}
+
+/// Writes `dpu.toml`.
+///
+/// # Errors
+/// The run directory cannot be written.
+pub fn write_dpu(dir: &RunDir, plan: &Plan, card: &CardIdentity, broker: &str) -> Result<PathBuf, CliError> {
+    let dpu = Dpu {
+        state_dir: dir.state("dpu"),
+        card: &card.name,
+        serial: &card.serial,
+        broker,
+        link_socket: dir.link_socket(),
+        volume_dir: plan.volume_dir.clone(),
+        worker_core: plan.core,
+    };
+    write(dir, "dpu", &dpu)
+}
+
+/// Writes `shim.toml`.
+///
+/// # Errors
+/// The run directory cannot be written.
+pub fn write_shim(dir: &RunDir) -> Result<PathBuf, CliError> {
+    let socket_dir = dir.root().to_owned();
+    write(
+        dir,
+        "shim",
+        &Shim {
+            link_socket: dir.link_socket(),
+            api_socket: dir.shim_socket(),
+            socket_dir,
+        },
+    )
+}
+
+fn write(dir: &RunDir, daemon: &str, value: &impl Serialize) -> Result<PathBuf, CliError> {
+    let path = dir.config(daemon);
+    write_config(&path, value)?;
+    Ok(path)
+}

@@ -1,0 +1,137 @@
+//! The all-in-one: broker, DPU and shim on one machine, from one topology file.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`plan`] | what the file asks of this machine; nothing is touched yet |
+//! | [`layout`], [`lock`] | the run directory, and that it has one user |
+//! | [`volumes`] | files that volumes need |
+//! | [`config`] | the daemons' configuration files |
+//! | [`child`], [`daemons`], [`log`] | starting, watching and stopping the daemons |
+//! | [`sequence`] | the steps, in order |
+//! | [`ready`], [`snippets`] | what is printed once all is ready |
+
+pub mod child;
+pub mod config;
+pub mod daemons;
+pub mod layout;
+pub mod lock;
+pub mod log;
+pub mod plan;
+pub mod progress;
+pub mod ready;
+pub mod sequence;
+pub mod snippets;
+pub mod volumes;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::{daemons::Daemons, layout::RunDir, plan::Plan, progress::Progress};
+use crate::{args::Global, commands::apply, error::CliError};
+
+/// `outboard up`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Starts outboard-broker, outboard-dpu and outboard-shim (from the directory of this program), applies FILE, attaches
+every port and volume, and prints QEMU and cloud-hypervisor arguments and libvirt XML. Runs until Ctrl-C or SIGTERM,
+then stops what it started. Works without root. It talks to the broker that it starts: --socket and --api do not apply.
+
+The run directory keeps configuration, state and logs, and a later 'up' in it goes on from there:
+  broker.sock shim.sock dpu.sock   the daemons' sockets
+  ports/NAME.sock volumes/NAME.sock   the VMMs' sockets
+  log/*.log  state/  *.toml
+
+With --json, one line tells all paths, process ids and arguments once everything is ready.
+
+Examples:
+  outboard up two-vms.toml
+  outboard up two-vms.toml --run-dir /tmp/ob --volume-dir /srv/volumes --core 1
+  outboard up two-vms.toml --json")]
+pub struct UpArgs {
+    /// The topology file; it may name one card
+    pub file: PathBuf,
+
+    /// Directory for sockets, state and logs [default: $OUTBOARD_RUN_DIR, or /run/outboard for root, or
+    /// $XDG_RUNTIME_DIR/outboard]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+
+    /// Directory of volumes' files [default: that of FILE]
+    #[arg(long, value_name = "DIR")]
+    pub volume_dir: Option<PathBuf>,
+
+    /// Pin the DPU's worker to this core [default: wherever the kernel puts it]
+    #[arg(long, value_name = "N")]
+    pub core: Option<usize>,
+}
+
+/// Brings everything up, waits for a signal or for something to fail, and takes everything down again.
+///
+/// # Errors
+/// Anything in the way of starting, or a daemon that ended by itself.
+pub async fn run(global: &Global, args: &UpArgs) -> Result<(), CliError> {
+    if global.api.is_some() {
+        let remedy = "leave --api out; to use a broker elsewhere: outboard apply -f FILE --api URL …";
+        return Err(CliError::coded("usage", "'up' starts a broker of its own", remedy));
+    }
+    let mut stop = StopSignals::new()?;
+    let plan = Plan::new(apply::load(&args.file)?, args)?;
+    volumes::check(&plan)?;
+    let dir = RunDir::open(&plan)?;
+    let _lock = lock::take(&dir)?;
+    let mut progress = Progress::new(global.json);
+    let mut daemons = Daemons::default();
+    let outcome = tokio::select! {
+        outcome = run_until_failure(global, &plan, &dir, &mut daemons, &mut progress) => outcome,
+        () = stop.received() => Ok(()),
+    };
+    progress.clear();
+    daemons.stop(&mut progress).await;
+    outcome
+}
+
+/// Returns only when something failed.
+async fn run_until_failure(
+    global: &Global,
+    plan: &Plan,
+    dir: &RunDir,
+    daemons: &mut Daemons,
+    progress: &mut Progress,
+) -> Result<(), CliError> {
+    let ready = sequence::start(plan, dir, daemons, progress).await?;
+    progress.clear();
+    ready.print(global.json)?;
+    Err(daemons.died().await)
+}
+
+/// The signals that ask `up` to end.
+struct StopSignals([Signal; 3]);
+
+impl StopSignals {
+    fn new() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| {
+                CliError::new(
+                    format!("cannot listen for signals: {e}"),
+                    "check the limits (ulimit -a)",
+                )
+            })
+        };
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn received(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What a topology file asks of this machine.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use outboard_api::{
+    topology::Topology,
+    volume::{Backend, VolumeSpec},
+};
+use outboard_protocol::id::Name;
+
+use super::UpArgs;
+use crate::{error::CliError, paths};
+
+/// Name of the card where the file names none.
+pub const CARD_DEFAULT: &str = "local";
+
+/// Everything that is decided before anything is touched. All paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What is wanted, with the card filled in everywhere.
+    pub topology: Topology,
+    /// The one card.
+    pub card: Name,
+    /// Directory for sockets, state and logs.
+    pub run_dir: PathBuf,
+    /// Directory that relative paths of volumes' files start from.
+    pub volume_dir: PathBuf,
+    /// Core of the DPU's worker.
+    pub core: Option<usize>,
+}
+
+impl Plan {
+    /// Decides.
+    ///
+    /// # Errors
+    /// The file names more than one card, or a directory cannot be used.
+    pub fn new(mut topology: Topology, args: &UpArgs) -> Result<Self, CliError> {
+        let card = only_card(&topology)?;
+        topology
+            .place(std::slice::from_ref(&card))
+            .map_err(|e| CliError::from(&e))?;
+        let run_dir = match &args.run_dir {
+            Some(dir) => dir.clone(),
+            None => paths::run_dir()?,
+        };
+        let run_dir = absolute(&run_dir)?;
+        check_characters(&run_dir)?;
+        let volume_dir = match (&args.volume_dir, args.file.parent()) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(dir)) if args.file != Path::new("-") => Path::new(".").join(dir),
+            (None, _) => PathBuf::from("."),
+        };
+        Ok(Self {
+            topology,
+            card,
+            run_dir,
+            volume_dir: absolute(&volume_dir)?,
+            core: args.core,
+        })
+    }
+
+    /// Where a volume's file is, if it has one.
+    pub fn file_of(&self, volume: &VolumeSpec) -> Option<PathBuf> {
+        match &volume.backend {
+            Backend::File(path) => Some(self.volume_dir.join(path)),
+            Backend::Memory | Backend::Null => None,
+        }
+    }
+}
+
+fn only_card(topology: &Topology) -> Result<Name, CliError> {
+    let named: BTreeSet<&Name> = topology.cards().collect();
+    let mut named = named.into_iter();
+    match (named.next(), named.next()) {
+        (None, _) => CARD_DEFAULT
+            .parse()
+            .map_err(|e| CliError::new(format!("card {CARD_DEFAULT}: {e}"), "report this")),
+        (Some(card), None) => Ok(card.clone()),
+        (Some(a), Some(b)) => Err(CliError::coded(
+            "several_cards",
+            format!("'up' runs one card, and the file names at least two: {a} and {b}"),
+            "name one card everywhere, or apply the file to a broker with those cards: outboard apply -f FILE",
+        )),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|e| CliError::io("find", path, &e, "name a directory that exists"))
+}
+
+/// VMMs' command lines and libvirt's XML take no quoting that all of them understand, and the paths below the run
+/// directory are pasted into them.
+fn check_characters(run_dir: &Path) -> Result<(), CliError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:".contains(c);
+    match run_dir.to_str() {
+        Some(text) if text.chars().all(plain) => Ok(()),
+        _ => Err(CliError::coded(
+            "run_dir_characters",
+            format!(
+                "the run directory {} has characters that VMMs' command lines cannot carry",
+                run_dir.display()
+            ),
+            "name one of letters, digits and any of / . _ - + @ : with --run-dir",
+        )),
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
