@@ -56,10 +56,7 @@ impl Binaries {
     }
 }
 
-fn once(
-    cell: &OnceLock<Result<PathBuf, String>>,
-    build: impl FnOnce() -> io::Result<PathBuf>,
-) -> io::Result<Binaries> {
+fn once(cell: &OnceLock<Result<PathBuf, String>>, build: impl FnOnce() -> io::Result<PathBuf>) -> io::Result<Binaries> {
     let built = cell.get_or_init(|| build().map_err(|error| error.to_string()));
     built.clone().map(Binaries).map_err(io::Error::other)
 }
@@ -68,7 +65,9 @@ fn once(
 fn profile_folder() -> io::Result<PathBuf> {
     let own = env::current_exe()?;
     let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
-    folder.map(Path::to_owned).ok_or_else(|| io::Error::other("this program is in no folder"))
+    folder
+        .map(Path::to_owned)
+        .ok_or_else(|| io::Error::other("this program is in no folder"))
 }
 
 /// `cargo build` of `packages` so that the programs are in `folder` (`<target>/<profile>`).
@@ -76,7 +75,10 @@ fn cargo_build(folder: &Path, packages: &[&str], extra: &[&str]) -> io::Result<(
     let target = folder.parent().ok_or_else(|| io::Error::other("no target folder"))?;
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    command.args(["build", "--quiet", "--target-dir"]).arg(target).args(extra);
+    command
+        .args(["build", "--quiet", "--target-dir"])
+        .arg(target)
+        .args(extra);
     for package in packages {
         command.args(["-p", package]);
     }
@@ -84,5 +86,9 @@ fn cargo_build(folder: &Path, packages: &[&str], extra: &[&str]) -> io::Result<(
         command.arg("--release");
     }
     let status = command.status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("cargo build failed ({status})"))) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("cargo build failed ({status})")))
+    }
 }

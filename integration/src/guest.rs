@@ -92,16 +92,27 @@ pub struct Guest {
 fn reconnect_option() -> io::Result<&'static str> {
     let output = Command::new("qemu-system-x86_64").arg("--version").output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1).unwrap_or_default();
+    let version = text
+        .split_whitespace()
+        .skip_while(|word| *word != "version")
+        .nth(1)
+        .unwrap_or_default();
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    Ok(if version >= (9, 2) { "reconnect-ms=1000" } else { "reconnect=1" })
+    Ok(if version >= (9, 2) {
+        "reconnect-ms=1000"
+    } else {
+        "reconnect=1"
+    })
 }
 
 impl Guest {
     /// Starts QEMU for `spec`; its files go to `folder`. Returns before the guest has booted.
     pub fn start(spec: &GuestSpec, image: &GuestImage, folder: &Path) -> Result<Self, GuestError> {
-        let failed = |source| GuestError::Io { guest: spec.name.clone(), source };
+        let failed = |source| GuestError::Io {
+            guest: spec.name.clone(),
+            source,
+        };
         let shell_path = folder.join(format!("{}.shell", spec.name));
         let errors = folder.join(format!("{}.err", spec.name));
         let reconnect = reconnect_option().map_err(failed)?;
@@ -110,21 +121,39 @@ impl Guest {
             Path::new("qemu-system-x86_64"),
             |qemu| {
                 qemu.args(arguments(spec, image, reconnect));
-                qemu.arg("-serial").arg(format!("file:{}", folder.join(format!("{}.console", spec.name)).display()));
-                qemu.arg("-chardev").arg(format!("socket,id=shell,path={},server=on,wait=off", shell_path.display()));
+                qemu.arg("-serial").arg(format!(
+                    "file:{}",
+                    folder.join(format!("{}.console", spec.name)).display()
+                ));
+                qemu.arg("-chardev").arg(format!(
+                    "socket,id=shell,path={},server=on,wait=off",
+                    shell_path.display()
+                ));
                 qemu.args(["-serial", "chardev:shell"]);
             },
             &errors,
         )
         .map_err(failed)?;
         let shell = wait::until(Duration::from_secs(30), || {
-            process.ended().map(Err).or_else(|| UnixStream::connect(&shell_path).ok().map(Ok))
+            process
+                .ended()
+                .map(Err)
+                .or_else(|| UnixStream::connect(&shell_path).ok().map(Ok))
         });
         match shell {
-            Some(Ok(shell)) => Ok(Self { name: spec.name.clone(), process, errors, shell }),
+            Some(Ok(shell)) => Ok(Self {
+                name: spec.name.clone(),
+                process,
+                errors,
+                shell,
+            }),
             Some(Err(status)) => {
                 let text = fs::read_to_string(&errors).unwrap_or_default();
-                Err(GuestError::Ended { guest: spec.name.clone(), status, text })
+                Err(GuestError::Ended {
+                    guest: spec.name.clone(),
+                    status,
+                    text,
+                })
             }
             None => Err(failed(io::Error::other("QEMU did not open its shell socket"))),
         }
@@ -139,18 +168,26 @@ impl Guest {
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<String, GuestError> {
         match self.try_run(command, limit)? {
             (0, text) => Ok(text),
-            (status, text) => {
-                Err(GuestError::Failed { guest: self.name.clone(), command: command.to_owned(), status, text })
-            }
+            (status, text) => Err(GuestError::Failed {
+                guest: self.name.clone(),
+                command: command.to_owned(),
+                status,
+                text,
+            }),
         }
     }
 
     /// Runs one line of shell in the guest: its exit status and its output.
     pub fn try_run(&mut self, command: &str, limit: Duration) -> Result<(i32, String), GuestError> {
-        let failed = |source| GuestError::Io { guest: self.name.clone(), source };
+        let failed = |source| GuestError::Io {
+            guest: self.name.clone(),
+            source,
+        };
         // A mark before the output, so that what an earlier, abandoned command still prints is not taken for it.
         let mark = format!("@@BEGIN{}", std::process::id() ^ self.process.pid());
-        self.shell.write_all(format!("echo {mark}; {command}\n").as_bytes()).map_err(failed)?;
+        self.shell
+            .write_all(format!("echo {mark}; {command}\n").as_bytes())
+            .map_err(failed)?;
         self.read_until(command, &mark, limit)?;
         let text = self.read_until(command, "@@STATUS ", limit)?;
         let status = self.read_until(command, "\n", limit)?;
@@ -171,7 +208,10 @@ impl Guest {
         let deadline = Instant::now() + limit;
         let mut text = Vec::new();
         loop {
-            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+            let Some(left) = deadline
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())
+            else {
                 return Err(GuestError::TimedOut {
                     guest: self.name.clone(),
                     what: what.to_owned(),
@@ -180,13 +220,21 @@ impl Guest {
                 });
             };
             let mut byte = [0];
-            let read = self.shell.set_read_timeout(Some(left)).and_then(|()| self.shell.read(&mut byte));
+            let read = self
+                .shell
+                .set_read_timeout(Some(left))
+                .and_then(|()| self.shell.read(&mut byte));
             match read {
                 Ok(1) if byte[0] != b'\r' => text.push(byte[0]),
                 Ok(1) => {}
                 Ok(_) => return Err(self.ended()),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-                Err(source) => return Err(GuestError::Io { guest: self.name.clone(), source }),
+                Err(source) => {
+                    return Err(GuestError::Io {
+                        guest: self.name.clone(),
+                        source,
+                    });
+                }
             }
             if text.ends_with(mark.as_bytes()) {
                 text.truncate(text.len() - mark.len());
@@ -198,8 +246,15 @@ impl Guest {
     fn ended(&mut self) -> GuestError {
         let text = fs::read_to_string(&self.errors).unwrap_or_default();
         match wait::until(Duration::from_secs(5), || self.process.ended()) {
-            Some(status) => GuestError::Ended { guest: self.name.clone(), status, text },
-            None => GuestError::Io { guest: self.name.clone(), source: io::Error::other("QEMU closed its shell") },
+            Some(status) => GuestError::Ended {
+                guest: self.name.clone(),
+                status,
+                text,
+            },
+            None => GuestError::Io {
+                guest: self.name.clone(),
+                source: io::Error::other("QEMU closed its shell"),
+            },
         }
     }
 }
@@ -209,26 +264,56 @@ impl Guest {
 fn arguments(spec: &GuestSpec, image: &GuestImage, reconnect: &str) -> Vec<String> {
     let memory = spec.memory_mib;
     let share = if spec.shared_memory { "on" } else { "off" };
-    let address = spec.address.as_ref().map(|address| format!(" outboard.ip={address}")).unwrap_or_default();
+    let address = spec
+        .address
+        .as_ref()
+        .map(|address| format!(" outboard.ip={address}"))
+        .unwrap_or_default();
     let mut all: Vec<String> = [
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,memory-backend=mem0", "-accel", "tcg,thread=multi", "-cpu", "Nehalem-v1", "-smp", "1",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-machine",
+        "q35,memory-backend=mem0",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "Nehalem-v1",
+        "-smp",
+        "1",
     ]
     .map(String::from)
     .into();
     all.extend(["-name".into(), spec.name.clone(), "-m".into(), memory.to_string()]);
-    all.extend(["-object".into(), format!("memory-backend-memfd,id=mem0,size={memory}M,share={share}")]);
+    all.extend([
+        "-object".into(),
+        format!("memory-backend-memfd,id=mem0,size={memory}M,share={share}"),
+    ]);
     all.extend(["-kernel".into(), image.kernel.display().to_string()]);
     all.extend(["-initrd".into(), image.initramfs.display().to_string()]);
-    all.extend(["-append".into(), format!("console=ttyS0 quiet mitigations=off{address}")]);
+    all.extend([
+        "-append".into(),
+        format!("console=ttyS0 quiet mitigations=off{address}"),
+    ]);
     if let Some((socket, mac)) = &spec.port {
-        all.extend(["-chardev".into(), format!("socket,id=port0,path={},{reconnect}", socket.display())]);
+        all.extend([
+            "-chardev".into(),
+            format!("socket,id=port0,path={},{reconnect}", socket.display()),
+        ]);
         all.extend(["-netdev".into(), "vhost-user,id=net0,chardev=port0".into()]);
         all.extend(["-device".into(), format!("virtio-net-pci,netdev=net0,mac={mac}")]);
     }
     if let Some(socket) = &spec.volume {
-        all.extend(["-chardev".into(), format!("socket,id=volume0,path={},{reconnect}", socket.display())]);
-        all.extend(["-device".into(), "vhost-user-blk-pci,chardev=volume0,num-queues=1".into()]);
+        all.extend([
+            "-chardev".into(),
+            format!("socket,id=volume0,path={},{reconnect}", socket.display()),
+        ]);
+        all.extend([
+            "-device".into(),
+            "vhost-user-blk-pci,chardev=volume0,num-queues=1".into(),
+        ]);
     }
     all
 }

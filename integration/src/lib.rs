@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod binaries;
+pub mod frontend;
 pub mod guest;
 pub mod process;
 pub mod setup;

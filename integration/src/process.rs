@@ -32,7 +32,10 @@ impl Process {
         command.args(["--pdeathsig", "KILL", "--"]).arg(program);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         configure(&mut command);
-        Ok(Self { name: name.to_owned(), child: command.spawn()? })
+        Ok(Self {
+            name: name.to_owned(),
+            child: command.spawn()?,
+        })
     }
 
     /// Its process id.
@@ -89,7 +92,9 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     let mut total = Duration::ZERO;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // a thread may end between the listing and the reading
-        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
         let nanoseconds = text.split_whitespace().next().and_then(|field| field.parse().ok());
         total += Duration::from_nanos(nanoseconds.ok_or_else(|| io::Error::other("schedstat without a number"))?);
     }

@@ -41,11 +41,21 @@ fn scripts() -> PathBuf {
 }
 
 fn run(script: &Path, arguments: &[&str]) -> Result<String, SetupError> {
-    let start = |source| SetupError::Start { script: script.to_owned(), source };
-    let output =
-        Command::new(script).args(arguments).stderr(Stdio::inherit()).stdin(Stdio::inherit()).output().map_err(start)?;
+    let start = |source| SetupError::Start {
+        script: script.to_owned(),
+        source,
+    };
+    let output = Command::new(script)
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .stdin(Stdio::inherit())
+        .output()
+        .map_err(start)?;
     if !output.status.success() {
-        return Err(SetupError::Failed { script: script.to_owned(), status: output.status });
+        return Err(SetupError::Failed {
+            script: script.to_owned(),
+            status: output.status,
+        });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -56,8 +66,15 @@ pub fn packages(yes: bool) -> Result<(), SetupError> {
     let status = Command::new(&script)
         .args(yes.then_some("--yes"))
         .status()
-        .map_err(|source| SetupError::Start { script: script.clone(), source })?;
-    if status.success() { Ok(()) } else { Err(SetupError::Failed { script, status }) }
+        .map_err(|source| SetupError::Start {
+            script: script.clone(),
+            source,
+        })?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(SetupError::Failed { script, status })
+    }
 }
 
 /// Makes the guest image where it is not there yet.
@@ -65,5 +82,8 @@ pub fn guest_image() -> Result<GuestImage, SetupError> {
     let folder = PathBuf::from(run(&scripts().join("guest.sh"), &[])?.trim());
     let elf = folder.join("vmlinux");
     let kernel = if elf.exists() { elf } else { folder.join("vmlinuz") };
-    Ok(GuestImage { kernel, initramfs: folder.join("initramfs.cpio") })
+    Ok(GuestImage {
+        kernel,
+        initramfs: folder.join("initramfs.cpio"),
+    })
 }

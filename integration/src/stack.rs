@@ -68,13 +68,19 @@ impl Stack {
             "outboard up",
             &binaries.path("outboard"),
             |up| {
-                up.args(["--json", "up"]).arg(topology).arg("--run-dir").arg(&run_dir).stdout(Stdio::piped());
+                up.args(["--json", "up"])
+                    .arg(topology)
+                    .arg("--run-dir")
+                    .arg(&run_dir)
+                    .stdout(Stdio::piped());
                 configure(up);
             },
             &log,
         )?;
         let said = || fs::read_to_string(&log).unwrap_or_default();
-        let stdout = process.take_stdout().ok_or_else(|| io::Error::other("no standard output"))?;
+        let stdout = process
+            .take_stdout()
+            .ok_or_else(|| io::Error::other("no standard output"))?;
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -82,9 +88,16 @@ impl Stack {
             let _ = BufReader::new(stdout).read_line(&mut line);
             let _ = sender.send(line);
         });
-        let line = receiver.recv_timeout(READY_LIMIT).map_err(|_| StackError::NotReady(said()))?;
+        let line = receiver
+            .recv_timeout(READY_LIMIT)
+            .map_err(|_| StackError::NotReady(said()))?;
         let ready = serde_json::from_str(&line).map_err(|_| StackError::NotReady(format!("{line}{}", said())))?;
-        Ok(Self { binaries: binaries.clone(), run_dir, process, ready })
+        Ok(Self {
+            binaries: binaries.clone(),
+            run_dir,
+            process,
+            ready,
+        })
     }
 
     /// The folder with sockets, state and logs.
@@ -118,23 +131,34 @@ impl Stack {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(StackError::Failed { command: arguments.join(" "), text })
+        Err(StackError::Failed {
+            command: arguments.join(" "),
+            text,
+        })
     }
 
     /// Runs `outboard --json ARGUMENTS`.
     pub fn json(&self, arguments: &[&str]) -> Result<Value, StackError> {
         let text = self.outboard(&[&["--json"], arguments].concat())?;
-        serde_json::from_str(&text).map_err(|_| StackError::NotJson { command: arguments.join(" "), text })
+        serde_json::from_str(&text).map_err(|_| StackError::NotJson {
+            command: arguments.join(" "),
+            text,
+        })
     }
 
     /// State of the binding of a port or volume, as `outboard KIND show NAME` tells it.
     pub fn binding_state(&self, kind: &str, name: &str) -> Result<Option<String>, StackError> {
-        Ok(self.json(&[kind, "show", name])?["binding"]["state"].as_str().map(str::to_owned))
+        Ok(self.json(&[kind, "show", name])?["binding"]["state"]
+            .as_str()
+            .map(str::to_owned))
     }
 
     /// Waits for a binding to come to `state`; whether it did.
     pub fn wait_binding(&self, kind: &str, name: &str, state: &str, limit: Duration) -> bool {
-        wait::until(limit, || (self.binding_state(kind, name).ok()?.as_deref() == Some(state)).then_some(())).is_some()
+        wait::until(limit, || {
+            (self.binding_state(kind, name).ok()?.as_deref() == Some(state)).then_some(())
+        })
+        .is_some()
     }
 
     /// Ends it as Ctrl-C does.
@@ -144,6 +168,9 @@ impl Stack {
         if status.success() {
             return Ok(());
         }
-        Err(StackError::Failed { command: "up".into(), text: format!("it ended with {status} when it was interrupted") })
+        Err(StackError::Failed {
+            command: "up".into(),
+            text: format!("it ended with {status} when it was interrupted"),
+        })
     }
 }

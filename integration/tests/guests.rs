@@ -58,7 +58,11 @@ impl Scene {
         fs::write(&topology, TOPOLOGY)?;
         fs::File::create(folder.path().join("disk1.raw"))?.set_len(VOLUME_LEN_BYTES)?;
         let stack = Stack::up(&Binaries::build()?, &topology, folder.path(), |_| {})?;
-        Ok(Self { folder, image: setup::guest_image()?, stack })
+        Ok(Self {
+            folder,
+            image: setup::guest_image()?,
+            stack,
+        })
     }
 
     fn folder(&self) -> &Path {
@@ -84,12 +88,19 @@ impl Scene {
     /// Counter `name` of a port; a reason counts as the drops for it.
     fn counter(&self, port: &str, name: &str) -> Result<u64, Box<dyn Error>> {
         let counters = self.stack.json(&["port", "show", port])?["counters"].clone();
-        Ok(counters[name].as_u64().or(counters["drops"][name].as_u64()).unwrap_or(0))
+        Ok(counters[name]
+            .as_u64()
+            .or(counters["drops"][name].as_u64())
+            .unwrap_or(0))
     }
 
     /// Waits until the counters, which the DPU reports twice a second, stand still.
     fn settled(&self, port: &str) -> Result<serde_json::Value, Box<dyn Error>> {
-        let read = || self.stack.json(&["port", "show", port]).map(|port| port["counters"].clone());
+        let read = || {
+            self.stack
+                .json(&["port", "show", port])
+                .map(|port| port["counters"].clone())
+        };
         let mut last = read()?;
         loop {
             std::thread::sleep(Duration::from_millis(1500));
@@ -103,11 +114,17 @@ impl Scene {
 }
 
 fn ping(guest: &mut Guest, options: &str, to: &str) -> Result<bool, Box<dyn Error>> {
-    Ok(guest.try_run(&format!("ping {options} {to} >/dev/null"), COMMAND_LIMIT)?.0 == 0)
+    Ok(guest
+        .try_run(&format!("ping {options} {to} >/dev/null"), COMMAND_LIMIT)?
+        .0
+        == 0)
 }
 
 fn wait_ping(guest: &mut Guest, to: &str) -> bool {
-    wait::until(COMMAND_LIMIT, || ping(guest, "-c 1 -W 1", to).ok().filter(|answered| *answered)).is_some()
+    wait::until(COMMAND_LIMIT, || {
+        ping(guest, "-c 1 -W 1", to).ok().filter(|answered| *answered)
+    })
+    .is_some()
 }
 
 #[test]
@@ -118,47 +135,90 @@ fn two_guests_talk_and_one_keeps_its_files() -> Outcome {
     vm2.wait_booted()?;
     assert!(wait_ping(&mut vm1, "10.0.0.2"), "vm1 reaches vm2");
     for (kind, name) in [("port", "vm1"), ("port", "vm2"), ("volume", "disk1")] {
-        assert!(scene.stack.wait_binding(kind, name, "active", STATE_LIMIT), "{kind} {name} is active");
+        assert!(
+            scene.stack.wait_binding(kind, name, "active", STATE_LIMIT),
+            "{kind} {name} is active"
+        );
     }
 
     // IPv6 with neighbour discovery, and exact counters for it: every frame that one guest sent the other received
     vm1.run("ip -6 addr add fd00:1::1/64 dev eth0 nodad", COMMAND_LIMIT)?;
     vm2.run("ip -6 addr add fd00:1::2/64 dev eth0 nodad", COMMAND_LIMIT)?;
-    assert!(wait::until(COMMAND_LIMIT, || {
-        ping(&mut vm1, "-6 -c 1 -W 1", "fd00:1::2").ok().filter(|answered| *answered)
-    })
-    .is_some());
+    assert!(
+        wait::until(COMMAND_LIMIT, || {
+            ping(&mut vm1, "-6 -c 1 -W 1", "fd00:1::2")
+                .ok()
+                .filter(|answered| *answered)
+        })
+        .is_some()
+    );
     let (before1, before2) = (scene.settled("vm1")?, scene.settled("vm2")?);
     assert!(ping(&mut vm1, "-c 20 -i 0.05", "10.0.0.2")?);
     let (after1, after2) = (scene.settled("vm1")?, scene.settled("vm2")?);
     let delta = |before: &serde_json::Value, after: &serde_json::Value, name: &str| {
         after[name].as_u64().unwrap_or(0) - before[name].as_u64().unwrap_or(0)
     };
-    assert!(delta(&before1, &after1, "tx_frames") >= 20, "20 echo requests, perhaps ARP: {before1} {after1}");
-    assert_eq!(delta(&before1, &after1, "tx_frames"), delta(&before2, &after2, "rx_frames"));
-    assert_eq!(delta(&before2, &after2, "tx_frames"), delta(&before1, &after1, "rx_frames"));
-    assert_eq!(delta(&before1, &after1, "tx_bytes"), delta(&before2, &after2, "rx_bytes"));
-    assert_eq!((&before1["drops"], &before2["drops"]), (&after1["drops"], &after2["drops"]));
+    assert!(
+        delta(&before1, &after1, "tx_frames") >= 20,
+        "20 echo requests, perhaps ARP: {before1} {after1}"
+    );
+    assert_eq!(
+        delta(&before1, &after1, "tx_frames"),
+        delta(&before2, &after2, "rx_frames")
+    );
+    assert_eq!(
+        delta(&before2, &after2, "tx_frames"),
+        delta(&before1, &after1, "rx_frames")
+    );
+    assert_eq!(
+        delta(&before1, &after1, "tx_bytes"),
+        delta(&before2, &after2, "rx_bytes")
+    );
+    assert_eq!(
+        (&before1["drops"], &before2["drops"]),
+        (&after1["drops"], &after2["drops"])
+    );
 
     // large segments: a file over TCP arrives whole
-    vm1.run("dd if=/dev/urandom of=/tmp/big bs=1M count=16 2>/dev/null", COMMAND_LIMIT)?;
+    vm1.run(
+        "dd if=/dev/urandom of=/tmp/big bs=1M count=16 2>/dev/null",
+        COMMAND_LIMIT,
+    )?;
     vm2.run("nc -l -p 7000 > /tmp/big 2>/dev/null & true", COMMAND_LIMIT)?;
-    wait::until(STATE_LIMIT, || vm1.run("nc 10.0.0.2 7000 < /tmp/big", COMMAND_LIMIT).ok()).ok_or("nc never got through")?;
+    wait::until(STATE_LIMIT, || {
+        vm1.run("nc 10.0.0.2 7000 < /tmp/big", COMMAND_LIMIT).ok()
+    })
+    .ok_or("nc never got through")?;
     let sent = vm1.run("sha256sum < /tmp/big", COMMAND_LIMIT)?;
     let came = wait::until(STATE_LIMIT, || {
-        vm2.run("sha256sum < /tmp/big", COMMAND_LIMIT).ok().filter(|digest| *digest == sent)
+        vm2.run("sha256sum < /tmp/big", COMMAND_LIMIT)
+            .ok()
+            .filter(|digest| *digest == sent)
     });
     assert!(came.is_some(), "16 MiB over TCP arrive unchanged");
 
     // a filesystem, over a restart of the guest
-    vm1.run("mkfs.ext4 -q -F /dev/vda && mount -t ext4 /dev/vda /mnt && cp /tmp/big /mnt/ && sync", COMMAND_LIMIT)?;
+    vm1.run(
+        "mkfs.ext4 -q -F /dev/vda && mount -t ext4 /dev/vda /mnt && cp /tmp/big /mnt/ && sync",
+        COMMAND_LIMIT,
+    )?;
     drop(vm1);
-    assert!(scene.stack.wait_binding("volume", "disk1", "attached", STATE_LIMIT), "killed VMM: attached again");
+    assert!(
+        scene.stack.wait_binding("volume", "disk1", "attached", STATE_LIMIT),
+        "killed VMM: attached again"
+    );
     let mut vm1 = scene.boot(1, true)?;
     vm1.wait_booted()?;
     vm1.run("mount -t ext4 /dev/vda /mnt", COMMAND_LIMIT)?;
-    assert_eq!(vm1.run("sha256sum < /mnt/big", COMMAND_LIMIT)?, sent, "what was synced before the kill is there");
-    assert!(wait_ping(&mut vm1, "10.0.0.2"), "the new guest on the old port has its network");
+    assert_eq!(
+        vm1.run("sha256sum < /mnt/big", COMMAND_LIMIT)?,
+        sent,
+        "what was synced before the kill is there"
+    );
+    assert!(
+        wait_ping(&mut vm1, "10.0.0.2"),
+        "the new guest on the old port has its network"
+    );
     scene.stack.stop()?;
     Ok(())
 }
@@ -173,16 +233,32 @@ fn p02_spoofed_sources_are_dropped_and_counted() -> Outcome {
 
     let before = scene.counter("vm1", "spoofed_ipv4")?;
     vm1.run("ip addr add 10.0.0.66/24 dev eth0", COMMAND_LIMIT)?;
-    assert!(!ping(&mut vm1, "-c 3 -i 0.2 -W 1 -I 10.0.0.66", "10.0.0.2")?, "a foreign source gets no answer");
-    let counted = wait::until(STATE_LIMIT, || scene.counter("vm1", "spoofed_ipv4").ok().filter(|n| *n >= before + 3));
+    assert!(
+        !ping(&mut vm1, "-c 3 -i 0.2 -W 1 -I 10.0.0.66", "10.0.0.2")?,
+        "a foreign source gets no answer"
+    );
+    let counted = wait::until(STATE_LIMIT, || {
+        scene.counter("vm1", "spoofed_ipv4").ok().filter(|n| *n >= before + 3)
+    });
     assert_eq!(counted, Some(before + 3), "each is counted under its reason");
 
-    vm1.run("ip link set eth0 down && ip link set eth0 address 52:54:00:00:00:02 && ip link set eth0 up", COMMAND_LIMIT)?;
-    assert!(!ping(&mut vm1, "-c 2 -W 1", "10.0.0.2")?, "a foreign MAC gets no answer");
-    let counted = wait::until(STATE_LIMIT, || scene.counter("vm1", "spoofed_mac").ok().filter(|n| *n > 0));
+    vm1.run(
+        "ip link set eth0 down && ip link set eth0 address 52:54:00:00:00:02 && ip link set eth0 up",
+        COMMAND_LIMIT,
+    )?;
+    assert!(
+        !ping(&mut vm1, "-c 2 -W 1", "10.0.0.2")?,
+        "a foreign MAC gets no answer"
+    );
+    let counted = wait::until(STATE_LIMIT, || {
+        scene.counter("vm1", "spoofed_mac").ok().filter(|n| *n > 0)
+    });
     assert!(counted.is_some(), "a foreign MAC is counted");
 
-    vm1.run("ip link set eth0 down && ip link set eth0 address 52:54:00:00:00:01 && ip link set eth0 up", COMMAND_LIMIT)?;
+    vm1.run(
+        "ip link set eth0 down && ip link set eth0 address 52:54:00:00:00:01 && ip link set eth0 up",
+        COMMAND_LIMIT,
+    )?;
     vm1.run("ip addr del 10.0.0.66/24 dev eth0", COMMAND_LIMIT)?;
     assert!(wait_ping(&mut vm1, "10.0.0.2"), "legitimate traffic after");
     scene.stack.stop()?;
@@ -203,10 +279,16 @@ fn p08_revoked_port_is_silent_and_returns_when_granted_again() -> Outcome {
     assert!(!ping(&mut vm2, "-c 3 -i 0.2 -W 1", "10.0.0.1")?, "and reaches nobody");
 
     scene.stack.outboard(&["grant", "create", "port", "vm2"])?;
-    assert!(scene.stack.wait_binding("port", "vm2", "active", COMMAND_LIMIT), "QEMU reconnects by itself");
+    assert!(
+        scene.stack.wait_binding("port", "vm2", "active", COMMAND_LIMIT),
+        "QEMU reconnects by itself"
+    );
     assert!(wait_ping(&mut vm1, "10.0.0.2"), "traffic after");
     let second = scene.stack.json(&["port", "show", "vm2"])?["binding"]["generation"].as_u64();
-    assert!(first < second, "a new binding has a higher generation: {first:?} {second:?}");
+    assert!(
+        first < second,
+        "a new binding has a higher generation: {first:?} {second:?}"
+    );
     scene.stack.stop()?;
     Ok(())
 }
@@ -222,14 +304,27 @@ fn traffic_goes_on_while_the_broker_hangs() -> Outcome {
     kill(broker, Signal::SIGSTOP)?;
     let while_away = (|| -> Result<_, Box<dyn Error>> {
         let answered = ping(&mut vm1, "-c 5 -i 0.2 -W 1", "10.0.0.2")?;
-        vm1.run("dd if=/dev/zero of=/dev/vda bs=64k count=16 oflag=direct 2>/dev/null", COMMAND_LIMIT)?;
-        Ok((answered, scene.stack.outboard(&["port", "list"]).err().map(|error| error.to_string())))
+        vm1.run(
+            "dd if=/dev/zero of=/dev/vda bs=64k count=16 oflag=direct 2>/dev/null",
+            COMMAND_LIMIT,
+        )?;
+        Ok((
+            answered,
+            scene
+                .stack
+                .outboard(&["port", "list"])
+                .err()
+                .map(|error| error.to_string()),
+        ))
     })();
     kill(broker, Signal::SIGCONT)?;
     let (answered, refused) = while_away?;
     assert!(answered, "the network needs no broker");
     let refused = refused.ok_or("the command line had an answer from a stopped broker")?;
-    assert!(refused.contains("broker"), "the error names who does not answer: {refused}");
+    assert!(
+        refused.contains("broker"),
+        "the error names who does not answer: {refused}"
+    );
     scene.stack.stop()?;
     Ok(())
 }
@@ -237,7 +332,10 @@ fn traffic_goes_on_while_the_broker_hangs() -> Outcome {
 #[test]
 fn a_guest_without_shared_memory_is_named_with_the_remedy() -> Outcome {
     let scene = Scene::new()?;
-    let spec = GuestSpec { shared_memory: false, ..scene.spec(1, false) };
+    let spec = GuestSpec {
+        shared_memory: false,
+        ..scene.spec(1, false)
+    };
     // QEMU may refuse to start or start with a dead device; either way the shim has to tell why.
     let _guest = Guest::start(&spec, &scene.image, scene.folder());
     let api = scene.stack.run_dir().join("shim.sock");
@@ -251,7 +349,10 @@ fn a_guest_without_shared_memory_is_named_with_the_remedy() -> Outcome {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         (text.contains("shared memory") && text.contains("share=on")).then_some(text)
     });
-    assert!(told.is_some(), "the shim's list names the missing shared memory and the remedy");
+    assert!(
+        told.is_some(),
+        "the shim's list names the missing shared memory and the remedy"
+    );
     scene.stack.stop()?;
     Ok(())
 }

@@ -27,8 +27,10 @@ use outboard_integration::{
 /// spoofed packet dropped with its reason, a filesystem on a volume, and a port revoked and silent.
 /// The exit status tells whether all of it was seen.
 #[derive(Parser)]
-#[command(after_help = "Examples:\n  cargo demo           about a minute once everything is built\n  \
-    cargo demo --keep    leave everything running afterwards, to look around")]
+#[command(
+    after_help = "Examples:\n  cargo demo           about a minute once everything is built\n  \
+    cargo demo --keep    leave everything running afterwards, to look around"
+)]
 struct Arguments {
     /// Install missing packages without asking.
     #[arg(long)]
@@ -93,23 +95,38 @@ impl Report {
     fn seen(&mut self, what: &str, measured: String, good: bool) {
         self.say(&format!("{} {what}: {measured}", if good { "✔" } else { "✘" }));
         self.good &= good;
-        self.rows.push([what.into(), measured, if good { "yes".into() } else { "NO".into() }]);
+        self.rows
+            .push([what.into(), measured, if good { "yes".into() } else { "NO".into() }]);
     }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut report = Report { started: Instant::now(), rows: Vec::new(), good: true };
+    let mut report = Report {
+        started: Instant::now(),
+        rows: Vec::new(),
+        good: true,
+    };
     if let Err(error) = show(&arguments, &mut report) {
         eprintln!("error: {error}");
         report.good = false;
     }
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(["what", "measured", "as it should be"]);
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_header(["what", "measured", "as it should be"]);
     table.add_rows(&report.rows);
     println!("{table}");
-    report.say(if report.good { "demo: everything was seen" } else { "demo: NOT everything was seen" });
-    if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    report.say(if report.good {
+        "demo: everything was seen"
+    } else {
+        "demo: NOT everything was seen"
+    });
+    if report.good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn show(arguments: &Arguments, report: &mut Report) -> Outcome<()> {
@@ -134,7 +151,11 @@ fn show(arguments: &Arguments, report: &mut Report) -> Outcome<()> {
     let mut vm2 = Guest::start(&spec(&stack, "vm2", 2, None), &image, folder.path())?;
     vm1.wait_booted()?;
     vm2.wait_booted()?;
-    report.seen("two guests booted", format!("{:.1} s", booting.elapsed().as_secs_f64()), true);
+    report.seen(
+        "two guests booted",
+        format!("{:.1} s", booting.elapsed().as_secs_f64()),
+        true,
+    );
 
     active(&stack, report)?;
     traffic(&stack, &mut vm1, &mut vm2, arguments.iperf_seconds, report)?;
@@ -170,7 +191,11 @@ fn allocation(stack: &Stack, report: &mut Report) -> Outcome<()> {
         .into_iter()
         .filter(|(kind, name)| stack.wait_binding(kind, name, "attached", COMMAND_LIMIT))
         .count();
-    report.seen("allocated and attached", format!("{attached} of 3 objects"), attached == 3);
+    report.seen(
+        "allocated and attached",
+        format!("{attached} of 3 objects"),
+        attached == 3,
+    );
     Ok(())
 }
 
@@ -180,7 +205,11 @@ fn active(stack: &Stack, report: &mut Report) -> Outcome<()> {
         .into_iter()
         .filter(|(kind, name)| stack.wait_binding(kind, name, "active", COMMAND_LIMIT))
         .count();
-    report.seen("active: rings live, policy loaded", format!("{active} of 3 objects"), active == 3);
+    report.seen(
+        "active: rings live, policy loaded",
+        format!("{active} of 3 objects"),
+        active == 3,
+    );
     print!("{}", stack.outboard(&["binding", "list"])?);
     Ok(())
 }
@@ -195,21 +224,37 @@ fn traffic(stack: &Stack, vm1: &mut Guest, vm2: &mut Guest, seconds: u64, report
     report.seen("ping vm1 → vm2", ping.clone(), ping.contains("min/avg/max"));
 
     vm2.run("iperf3 -s -D -1", COMMAND_LIMIT)?;
-    let shim = stack.pid("shim").ok_or("'outboard up' did not tell the shim's process id")?;
+    let shim = stack
+        .pid("shim")
+        .ok_or("'outboard up' did not tell the shim's process id")?;
     let (before, started) = (cpu_time(shim)?, Instant::now());
     let command = format!("iperf3 -c 10.0.0.2 -t {seconds} -f m | grep receiver");
     let line = vm1.run(&command, COMMAND_LIMIT + Duration::from_secs(seconds))?;
     let share = (cpu_time(shim)? - before).as_secs_f64() / started.elapsed().as_secs_f64();
-    let rate = line.split_whitespace().rev().skip_while(|word| *word != "Mbits/sec").nth(1);
+    let rate = line
+        .split_whitespace()
+        .rev()
+        .skip_while(|word| *word != "Mbits/sec")
+        .nth(1);
     let rate: f64 = rate.and_then(|rate| rate.parse().ok()).unwrap_or(0.0);
-    report.seen("iperf3 vm1 → vm2 (emulated CPUs)", format!("{rate:.0} Mbit/s"), rate > 0.0);
-    report.seen("shim's CPU meanwhile", format!("{:.3} % of a core", share * 100.0), share < SHIM_CPU_SHARE_MAX);
+    report.seen(
+        "iperf3 vm1 → vm2 (emulated CPUs)",
+        format!("{rate:.0} Mbit/s"),
+        rate > 0.0,
+    );
+    report.seen(
+        "shim's CPU meanwhile",
+        format!("{:.3} % of a core", share * 100.0),
+        share < SHIM_CPU_SHARE_MAX,
+    );
     Ok(())
 }
 
 /// Frames that the port dropped for `reason`.
 fn dropped(stack: &Stack, port: &str, reason: &str) -> Outcome<u64> {
-    Ok(stack.json(&["port", "show", port])?["counters"]["drops"][reason].as_u64().unwrap_or(0))
+    Ok(stack.json(&["port", "show", port])?["counters"]["drops"][reason]
+        .as_u64()
+        .unwrap_or(0))
 }
 
 fn spoofing(stack: &Stack, vm1: &mut Guest, report: &mut Report) -> Outcome<()> {
@@ -218,17 +263,31 @@ fn spoofing(stack: &Stack, vm1: &mut Guest, report: &mut Report) -> Outcome<()> 
     // a second address that the port does not own; the neighbour entry is known, so no ARP is in the way
     vm1.run("ip addr add 10.0.0.66/24 dev eth0", COMMAND_LIMIT)?;
     vm1.run("ping -c 1 -W 1 10.0.0.2", COMMAND_LIMIT)?;
-    let (_, answer) = vm1.try_run(&format!("ping -c {PROBES} -i 0.2 -W 1 -I 10.0.0.66 10.0.0.2"), COMMAND_LIMIT)?;
+    let (_, answer) = vm1.try_run(
+        &format!("ping -c {PROBES} -i 0.2 -W 1 -I 10.0.0.66 10.0.0.2"),
+        COMMAND_LIMIT,
+    )?;
     vm1.run("ip addr del 10.0.0.66/24 dev eth0", COMMAND_LIMIT)?;
     let counted = wait::until(Duration::from_secs(5), || {
-        dropped(stack, "vm1", REASON).ok().map(|now| now - before).filter(|counted| *counted >= PROBES)
+        dropped(stack, "vm1", REASON)
+            .ok()
+            .map(|now| now - before)
+            .filter(|counted| *counted >= PROBES)
     });
     let counted = counted.unwrap_or(0);
     let silent = answer.contains("100% packet loss");
     let measured = format!("{counted} of {PROBES} dropped, reason {REASON}");
-    report.seen("spoofed packets (10.0.0.66 from vm1)", measured, silent && counted == PROBES);
+    report.seen(
+        "spoofed packets (10.0.0.66 from vm1)",
+        measured,
+        silent && counted == PROBES,
+    );
     let after = vm1.try_run("ping -c 1 -W 2 10.0.0.2", COMMAND_LIMIT)?.0 == 0;
-    report.seen("honest ping afterwards", if after { "answered" } else { "no answer" }.into(), after);
+    report.seen(
+        "honest ping afterwards",
+        if after { "answered" } else { "no answer" }.into(),
+        after,
+    );
     Ok(())
 }
 
@@ -238,7 +297,10 @@ fn filesystem(vm1: &mut Guest, folder: &Path, report: &mut Report) -> Outcome<()
     let write = format!("dd if=/dev/urandom of=/mnt/file bs=1M count={FILE_LEN_MIB} 2>/dev/null && sync");
     vm1.run(&write, COMMAND_LIMIT)?;
     let written = vm1.run("sha256sum < /mnt/file", COMMAND_LIMIT)?;
-    vm1.run("umount /mnt && echo 3 > /proc/sys/vm/drop_caches && mount -t ext4 /dev/vda /mnt", COMMAND_LIMIT)?;
+    vm1.run(
+        "umount /mnt && echo 3 > /proc/sys/vm/drop_caches && mount -t ext4 /dev/vda /mnt",
+        COMMAND_LIMIT,
+    )?;
     let read = vm1.run("sha256sum < /mnt/file", COMMAND_LIMIT)?;
     vm1.run("umount /mnt", COMMAND_LIMIT)?;
     // what the guest wrote is in the volume's file: ext4 has its magic 0xEF53 at 1024 + 56
@@ -247,7 +309,10 @@ fn filesystem(vm1: &mut Guest, folder: &Path, report: &mut Report) -> Outcome<()
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut magic, 1080)?;
     let same = written == read && written.len() >= 64 && magic == [0x53, 0xef];
     let digest = written.get(..12).unwrap_or_default();
-    let measured = format!("{FILE_LEN_MIB} MiB, sha256 {digest}… twice, {:.1} s", started.elapsed().as_secs_f64());
+    let measured = format!(
+        "{FILE_LEN_MIB} MiB, sha256 {digest}… twice, {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
     report.seen("ext4 made, written, remounted, compared", measured, same);
     Ok(())
 }
@@ -260,7 +325,9 @@ fn revocation(stack: &Stack, vm1: &mut Guest, report: &mut Report) -> Outcome<()
         let mine = grants.as_array()?.iter().find(|grant| grant["name"] == "vm2")?;
         (mine["revocation"] == "done").then(|| asked.elapsed())
     });
-    let measured = released.map_or("still pending".into(), |time| format!("confirmed after {} ms", time.as_millis()));
+    let measured = released.map_or("still pending".into(), |time| {
+        format!("confirmed after {} ms", time.as_millis())
+    });
     report.seen("port vm2 revoked", measured, released.is_some());
 
     let counters = |name| -> Outcome<(u64, u64)> {
@@ -272,13 +339,23 @@ fn revocation(stack: &Stack, vm1: &mut Guest, report: &mut Report) -> Outcome<()
     let (_, answer) = vm1.try_run(&format!("ping -c {PROBES} -i 0.2 -W 1 10.0.0.2"), COMMAND_LIMIT)?;
     let after = counters("vm2")?;
     let silent = answer.contains("100% packet loss") && before == after;
-    report.seen("revoked port is silent", format!("0 of {PROBES} pings answered, 0 frames"), silent);
+    report.seen(
+        "revoked port is silent",
+        format!("0 of {PROBES} pings answered, 0 frames"),
+        silent,
+    );
     Ok(())
 }
 
 fn keep(stack: &Stack, folder: &Path, report: &Report) {
-    report.say(&format!("kept running in {}; Ctrl-C ends it. For example:", folder.display()));
-    println!("    outboard --socket {}/broker.sock port list", stack.run_dir().display());
+    report.say(&format!(
+        "kept running in {}; Ctrl-C ends it. For example:",
+        folder.display()
+    ));
+    println!(
+        "    outboard --socket {}/broker.sock port list",
+        stack.run_dir().display()
+    );
     loop {
         std::thread::park();
     }

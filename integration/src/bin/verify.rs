@@ -15,8 +15,10 @@ use outboard_integration::setup;
 
 /// Run every check of the project: formatting, lints, dependencies, unit, property, fuzz-corpus and end-to-end tests.
 #[derive(Parser)]
-#[command(after_help = "Examples:\n  cargo verify                 everything, asking before packages are installed\n  \
-    cargo verify --yes           the same without asking (CI)\n  cargo verify --skip guests   without the tests that boot guests")]
+#[command(
+    after_help = "Examples:\n  cargo verify                 everything, asking before packages are installed\n  \
+    cargo verify --yes           the same without asking (CI)\n  cargo verify --skip guests   without the tests that boot guests"
+)]
 struct Arguments {
     /// Install missing packages without asking.
     #[arg(long)]
@@ -41,13 +43,31 @@ struct Step {
 }
 
 const STEPS: [Step; 5] = [
-    Step { name: "format", about: "formatting", run: |_| cargo(&["fmt", "--all", "--check"]) },
+    Step {
+        name: "format",
+        about: "formatting",
+        run: |_| cargo(&["fmt", "--all", "--check"]),
+    },
     Step {
         name: "lint",
         about: "lints",
-        run: |_| cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        run: |_| {
+            cargo(&[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ])
+        },
     },
-    Step { name: "dependencies", about: "licences, sources and advisories of dependencies", run: dependencies },
+    Step {
+        name: "dependencies",
+        about: "licences, sources and advisories of dependencies",
+        run: dependencies,
+    },
     Step {
         name: "tests",
         about: "unit, property, fuzz-corpus and process tests",
@@ -69,14 +89,22 @@ fn main() -> ExitCode {
     }
     let mut counts = Counts::default();
     let mut broken = Vec::new();
-    for step in STEPS.iter().filter(|step| !arguments.skip.iter().any(|name| name == step.name)) {
+    for step in STEPS
+        .iter()
+        .filter(|step| !arguments.skip.iter().any(|name| name == step.name))
+    {
         println!("== {}: {}", step.name, step.about);
         let started = Instant::now();
         let good = (step.run)(&mut counts).unwrap_or_else(|error| {
             eprintln!("error: {error}");
             false
         });
-        println!("== {}: {} after {:.1} s", step.name, if good { "good" } else { "BAD" }, started.elapsed().as_secs_f64());
+        println!(
+            "== {}: {} after {:.1} s",
+            step.name,
+            if good { "good" } else { "BAD" },
+            started.elapsed().as_secs_f64()
+        );
         if !good {
             broken.push(step.name);
         }
@@ -84,8 +112,15 @@ fn main() -> ExitCode {
     if !broken.is_empty() {
         println!("steps that failed: {}", broken.join(", "));
     }
-    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
-    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        counts.passed, counts.failed, counts.skipped
+    );
+    if broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn cargo_command(arguments: &[&str]) -> Command {
@@ -100,14 +135,26 @@ fn cargo(arguments: &[&str]) -> io::Result<bool> {
 
 /// Licences, bans and sources always; advisories where their database can be had.
 fn dependencies(_: &mut Counts) -> io::Result<bool> {
-    let installed = cargo_command(&["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    let installed = cargo_command(&["deny", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
     if !installed.success() {
         println!("installing cargo-deny (a few minutes, once)");
         if !cargo(&["install", "--quiet", "--locked", "cargo-deny"])? {
             return Ok(false);
         }
     }
-    if !cargo(&["deny", "--log-level", "error", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])? {
+    if !cargo(&[
+        "deny",
+        "--log-level",
+        "error",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ])? {
         return Ok(false);
     }
     let advisories = cargo_command(&["deny", "--log-level", "error", "check", "advisories"]).output()?;
@@ -124,8 +171,14 @@ fn dependencies(_: &mut Counts) -> io::Result<bool> {
 
 /// `cargo test ARGUMENTS`, passing its output on and adding up its `test result:` lines.
 fn test(arguments: &[&str], counts: &mut Counts) -> io::Result<bool> {
-    let mut child = cargo_command(&["test", "--no-fail-fast"]).args(arguments).stdout(Stdio::piped()).spawn()?;
-    let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no output of cargo test"))?;
+    let mut child = cargo_command(&["test", "--no-fail-fast"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = child
+        .stdout
+        .take()
+        .ok_or_else(|| io::Error::other("no output of cargo test"))?;
     for line in BufReader::new(stdout).lines() {
         let line = line?;
         if let Some(result) = line.strip_prefix("test result: ") {
@@ -141,7 +194,11 @@ fn test(arguments: &[&str], counts: &mut Counts) -> io::Result<bool> {
 /// The number in front of `word`, as in "ok. 12 passed; 0 failed".
 fn number_before(text: &str, word: &str) -> u64 {
     let before = text.split(word).next().unwrap_or_default();
-    before.rsplit([' ', '.', ';']).next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    before
+        .rsplit([' ', '.', ';'])
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
