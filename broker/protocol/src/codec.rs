@@ -5,6 +5,7 @@
 //! every field is critical.
 
 use minicbor::{Decode, Encode};
+use outboard_controls::{Check, on};
 
 use crate::refusal::{Code, Refusal};
 
@@ -69,7 +70,7 @@ pub fn decode<T>(bytes: &[u8], len_max: usize) -> Result<T, DecodeError>
 where
     T: Encode<()> + for<'b> Decode<'b, ()>,
 {
-    if bytes.len() > len_max {
+    if bytes.len() > len_max && on(Check::MessageSize) {
         return Err(DecodeError::TooLong {
             len: bytes.len(),
             max: len_max,
@@ -77,7 +78,7 @@ where
     }
     check_shape(bytes)?;
     let message: T = minicbor::decode(bytes).map_err(|e| DecodeError::NotUnderstood(e.to_string()))?;
-    if encode(&message) != bytes {
+    if encode(&message) != bytes && on(Check::CanonicalOnly) {
         return Err(DecodeError::NotCanonical);
     }
     Ok(message)
@@ -210,7 +211,7 @@ impl FrameDecoder {
             return Ok(None);
         };
         let len = u32::from_be_bytes(*header) as usize;
-        if len > self.len_max {
+        if len > self.len_max && on(Check::MessageSize) {
             return Err(DecodeError::TooLong { len, max: self.len_max });
         }
         if rest.len() < len {

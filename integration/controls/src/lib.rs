@@ -68,9 +68,11 @@ pub enum Check {
     KnownRequestsOnly,
     /// A VM whose memory is not shared is told so instead of being silently dead.
     SharedMemory,
+    /// A message is accepted in its one canonical spelling only, unknown fields refused.
+    CanonicalOnly,
 }
 
-const ALL: [(Check, &str); 29] = [
+const ALL: [(Check, &str); 30] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -100,6 +102,7 @@ const ALL: [(Check, &str); 29] = [
     (Check::MessageDescriptors, "message-descriptors"),
     (Check::KnownRequestsOnly, "known-requests-only"),
     (Check::SharedMemory, "shared-memory"),
+    (Check::CanonicalOnly, "canonical-only"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -1,3 +1,5 @@
+use outboard_controls::Off;
+
 use super::*;
 use crate::link::{NumberedRequest, Request};
 
@@ -137,4 +139,22 @@ fn the_highest_common_version_wins() {
     for (theirs, ours) in [((1, 1), (2, 3)), ((4, 9), (2, 3)), ((3, 2), (2, 3))] {
         assert_eq!(negotiate(theirs, ours).map_err(|r| r.code), Err(Code::Version));
     }
+}
+
+#[test]
+fn control_without_the_canonical_check_a_second_spelling_and_an_unknown_field_pass() {
+    let _off = Off::here(Check::CanonicalOnly);
+    let long_integer = [0x82, 0x18, 0x07, 0x82, 0x04, 0x80];
+    assert_eq!(decode::<NumberedRequest>(&long_integer, LEN_MAX), Ok(ping(7)));
+    let extra_field = [0x83, 0x07, 0x82, 0x04, 0x80, 0x01];
+    assert_eq!(decode::<NumberedRequest>(&extra_field, LEN_MAX), Ok(ping(7)));
+}
+
+#[test]
+fn control_without_the_size_check_a_long_message_passes() {
+    let _off = Off::here(Check::MessageSize);
+    assert_eq!(decode::<NumberedRequest>(&encode(&ping(7)), 4), Ok(ping(7)));
+    let mut decoder = FrameDecoder::new(4);
+    decoder.push(&encode_frame(&ping(7)));
+    assert_eq!(decoder.next_message(), Ok(Some(ping(7))));
 }
