@@ -1,5 +1,6 @@
 //! What a command asks for, checked.
 
+use outboard_controls::{Check, on};
 use outboard_storage::{IoError, Op};
 
 use crate::{
@@ -49,10 +50,10 @@ pub(crate) fn plan(entry: &SubmissionEntry, namespace: &Namespace, data_len: u64
         return Err(Status::DATA_LENGTH_INVALID);
     }
     match entry.slba().checked_add(entry.block_count()) {
-        Some(end) if end <= namespace.block_count() => {}
+        Some(end) if end <= namespace.block_count() || !on(Check::VolumeRange) => {}
         _ => return Err(Status::LBA_OUT_OF_RANGE),
     }
-    if op != Op::Read && namespace.read_only() {
+    if op != Op::Read && namespace.read_only() && on(Check::VolumeReadOnly) {
         return Err(Status::WRITE_PROTECTED);
     }
     // Below the namespace's size in bytes.

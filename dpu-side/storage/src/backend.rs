@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
+use outboard_controls::{Check, on};
 use outboard_ring::MemoryError;
 
 use crate::Buffer;
@@ -127,7 +128,7 @@ impl Geometry {
             return Err(IoError::PartialSector { offset, len });
         }
         match offset.checked_add(len) {
-            Some(end) if end <= self.size_bytes => Ok(()),
+            Some(end) if end <= self.size_bytes || !on(Check::VolumeRange) => Ok(()),
             _ => Err(IoError::OutOfRange {
                 offset,
                 len,

@@ -70,9 +70,13 @@ pub enum Check {
     SharedMemory,
     /// A message is accepted in its one canonical spelling only, unknown fields refused.
     CanonicalOnly,
+    /// Requests must lie inside the volume.
+    VolumeRange,
+    /// A read-only volume is not written.
+    VolumeReadOnly,
 }
 
-const ALL: [(Check, &str); 30] = [
+const ALL: [(Check, &str); 32] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -103,6 +107,8 @@ const ALL: [(Check, &str); 30] = [
     (Check::KnownRequestsOnly, "known-requests-only"),
     (Check::SharedMemory, "shared-memory"),
     (Check::CanonicalOnly, "canonical-only"),
+    (Check::VolumeRange, "volume-range"),
+    (Check::VolumeReadOnly, "volume-read-only"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -1,0 +1,388 @@
+//! One volume as a virtio-blk device.
+
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use outboard_nvme::{Completed, Controller, Namespace};
+use outboard_ring::{CallFd, RingError, Signals};
+use outboard_storage::Backend;
+use outboard_vhost_user::{DeviceError, QueueResources};
+
+use crate::{
+    answer::Outcome,
+    config_space::config_space,
+    counters::VolumeCounters,
+    features::features,
+    id::{ID_LEN, device_id},
+    queue::{Queue, Stopped},
+    request::{HEADER_LEN, Limits, Request, RequestError, parse},
+    slot::{Slot, Work},
+};
+
+/// Queues of a device.
+pub const QUEUE_COUNT: u16 = 1;
+/// The largest queue.
+pub const QUEUE_SIZE_MAX: u16 = 256;
+
+/// Requests taken from a queue in one breath.
+const CHAINS_PER_BREATH_MAX: usize = 64;
+/// Bytes of data begun in one breath: the backend may copy them on the worker.
+const BYTES_PER_BREATH_MAX: u64 = 4 << 20;
+
+/// A volume as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlkConfig {
+    /// Its name, from which its id is made.
+    pub name: String,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
+/// One volume as a virtio-blk device.
+pub struct BlkUnit {
+    pub(crate) name: String,
+    pub(crate) id: [u8; ID_LEN],
+    controller: Controller,
+    limits: Limits,
+    pub(crate) queues: [Option<Queue>; QUEUE_COUNT as usize],
+    /// Requests in flight; a command's id is the index of its slot.
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) free: Vec<u16>,
+    /// Slots whose next command is still to be submitted.
+    stalled: VecDeque<u16>,
+    /// Bytes that this breath may still begin.
+    bytes_left: u64,
+    pub(crate) shut: bool,
+    pub(crate) counters: VolumeCounters,
+}
+
+impl BlkUnit {
+    /// A device over `backend`. Smaller than `config` says if the backend is, and read-only if either is.
+    pub fn new(config: BlkConfig, backend: Box<dyn Backend>) -> Self {
+        let controller = Controller::new(Namespace::new(backend, config.size_bytes, config.read_only));
+        let namespace = controller.namespace();
+        let limits = Limits {
+            block_count: namespace.block_count(),
+            read_only: namespace.read_only(),
+        };
+        let depth = u16::try_from(controller.depth())
+            .unwrap_or(u16::MAX)
+            .min(QUEUE_COUNT * QUEUE_SIZE_MAX);
+        Self {
+            id: device_id(&config.name),
+            name: config.name,
+            controller,
+            limits,
+            queues: [const { None }; QUEUE_COUNT as usize],
+            slots: (0..depth).map(|_| Slot::new()).collect(),
+            free: (0..depth).rev().collect(),
+            stalled: VecDeque::with_capacity(usize::from(depth)),
+            bytes_left: 0,
+            shut: false,
+            counters: VolumeCounters::default(),
+        }
+    }
+
+    /// The virtio features offered.
+    pub fn features(&self) -> u64 {
+        features(self.limits.read_only)
+    }
+
+    /// The config space.
+    pub fn config_space(&self) -> Vec<u8> {
+        config_space(self.limits.block_count)
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> VolumeCounters {
+        self.counters
+    }
+
+    /// Requests taken from the guest and not finished.
+    pub fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Serve a queue.
+    ///
+    /// # Errors
+    /// There is no such queue, it runs already, or the volume was shut.
+    pub fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
+        if self.shut {
+            return Err(DeviceError::NotGranted {
+                object: format!("volume {}", self.name),
+            });
+        }
+        match self.queue_slot(index)? {
+            Some(_) => Err(DeviceError::QueueRuns { index }),
+            empty => {
+                *empty = Some(Queue::new(resources));
+                Ok(())
+            }
+        }
+    }
+
+    /// Stop a queue. `done` is called once nothing of it is in flight and its memory was let go; at once if it does not
+    /// run.
+    pub fn stop_queue(&mut self, index: u16, done: Stopped) {
+        match self.queues.get_mut(usize::from(index)) {
+            Some(Some(queue)) => {
+                queue.stopping.push(done);
+                self.end_stopped();
+            }
+            _ => done(None),
+        }
+    }
+
+    /// Call the driver by another descriptor from now on.
+    ///
+    /// # Errors
+    /// There is no such queue, or it does not run.
+    pub fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
+        match self.queue_slot(index)? {
+            Some(queue) => {
+                queue.call = call;
+                Ok(())
+            }
+            None => Err(DeviceError::QueueStopped { index }),
+        }
+    }
+
+    /// The driver cannot be called by `call`: its queue is broken. True if that is a queue of this volume.
+    pub fn call_broken(&mut self, call: &CallFd) -> bool {
+        let fd = call.as_fd().as_raw_fd();
+        let is_its = |queue: &mut Queue| queue.call.as_ref().is_some_and(|own| own.as_fd().as_raw_fd() == fd);
+        let found = (0..QUEUE_COUNT).zip(&mut self.queues).find_map(|(index, queue)| {
+            let queue = queue.as_mut()?;
+            is_its(queue).then_some((index, queue))
+        });
+        let Some((index, queue)) = found else { return false };
+        queue.call = None;
+        self.fail_queue(
+            index,
+            RingError::Host {
+                reason: "its call eventfd takes no more calls",
+            },
+        );
+        true
+    }
+
+    /// The volume was revoked. From now on nothing is submitted and nothing is told to the guest; queues stay silent
+    /// until they are stopped. Reads that are in flight may still land in the guest's memory.
+    pub fn shut(&mut self) {
+        self.shut = true;
+        while let Some(cid) = self.stalled.pop_front() {
+            self.finish(cid, Outcome::Failed);
+        }
+        self.end_stopped();
+    }
+
+    /// Do a bounded amount of work. True if there was any.
+    pub fn breathe(&mut self, signals: &mut dyn Signals) -> bool {
+        self.bytes_left = BYTES_PER_BREATH_MAX;
+        let mut worked = self.resume_stalled();
+        worked |= self.take_requests();
+        self.controller.start();
+        worked |= self.take_completions();
+        self.controller.start();
+        self.publish(signals);
+        self.end_stopped();
+        worked
+    }
+
+    /// Ask for kicks. True if work is waiting already.
+    pub fn before_sleep(&mut self) -> bool {
+        let mut waiting = self.controller.arm() || !self.stalled.is_empty();
+        // With all slots taken a completion wakes the worker first.
+        if !self.shut && !self.free.is_empty() {
+            for index in 0..self.queues.len() {
+                waiting |= self.ask_for_kicks(index);
+            }
+        }
+        waiting
+    }
+
+    fn ask_for_kicks(&mut self, index: usize) -> bool {
+        let Some(queue) = self.queues[index].as_mut().filter(|queue| queue.is_open()) else {
+            return false;
+        };
+        match queue.ring.enable_kicks() {
+            // Without a descriptor for kicks the ring can only be polled.
+            Ok(waiting) => waiting || queue.kick.is_none(),
+            Err(error) => {
+                self.note_broken(&error);
+                false
+            }
+        }
+    }
+
+    /// The worker polls again: no kicks are needed.
+    pub fn after_sleep(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            queue.ring.disable_kicks();
+            if let Some(kick) = &queue.kick {
+                kick.drain();
+            }
+        }
+    }
+
+    /// What to wait for between [`BlkUnit::before_sleep`] and [`BlkUnit::after_sleep`]. Changes when a queue starts,
+    /// stops or breaks, and when the volume is shut.
+    pub fn wake_fds(&self) -> Vec<BorrowedFd<'_>> {
+        let open = self
+            .queues
+            .iter()
+            .flatten()
+            .filter(|queue| !self.shut && queue.is_open());
+        let kicks = open.filter_map(|queue| queue.kick.as_ref()).map(AsFd::as_fd);
+        kicks.chain(self.controller.wake_fd()).collect()
+    }
+
+    fn queue_slot(&mut self, index: u16) -> Result<&mut Option<Queue>, DeviceError> {
+        self.queues.get_mut(usize::from(index)).ok_or(DeviceError::NoSuchQueue {
+            index,
+            queue_count: QUEUE_COUNT,
+        })
+    }
+
+    /// Submit what had to wait.
+    fn resume_stalled(&mut self) -> bool {
+        let waiting = self.stalled.len();
+        for _ in 0..waiting {
+            if let Some(cid) = self.stalled.pop_front() {
+                self.submit(cid);
+            }
+        }
+        waiting > 0
+    }
+
+    /// Take requests from the queues, as long as there is room for them.
+    fn take_requests(&mut self) -> bool {
+        let mut taken = 0;
+        for index in 0..QUEUE_COUNT {
+            while taken < CHAINS_PER_BREATH_MAX && self.bytes_left > 0 && self.stalled.is_empty() && !self.shut {
+                match self.pop(index) {
+                    Some(cid) => self.begin(cid),
+                    None => break,
+                }
+                taken += 1;
+            }
+        }
+        taken > 0
+    }
+
+    /// The next chain of a queue, in a slot of its own.
+    fn pop(&mut self, index: u16) -> Option<u16> {
+        let queue = self.queues[usize::from(index)]
+            .as_mut()
+            .filter(|queue| queue.is_open())?;
+        let &cid = self.free.last()?;
+        let slot = &mut self.slots[usize::from(cid)];
+        match queue.ring.pop(&mut slot.chain) {
+            Ok(true) => {
+                self.free.pop();
+                slot.queue = index;
+                queue.in_flight += 1;
+                Some(cid)
+            }
+            Ok(false) => None,
+            Err(error) => {
+                self.note_broken(&error);
+                None
+            }
+        }
+    }
+
+    /// Check the request in a slot and bring it on its way.
+    fn begin(&mut self, cid: u16) {
+        let slot = &mut self.slots[usize::from(cid)];
+        let Some(queue) = &self.queues[usize::from(slot.queue)] else {
+            return;
+        };
+        let shape = slot.shape();
+        let mut header = [0; HEADER_LEN];
+        let header_len = usize::try_from(shape.readable_len).map_or(HEADER_LEN, |len| len.min(HEADER_LEN));
+        if let Err(error) = slot.chain.read_at(queue.ring.memory(), 0, &mut header[..header_len]) {
+            let index = slot.queue;
+            tracing::debug!(volume = %self.name, %error, "a request's header could not be read");
+            self.fail_queue(index, RingError::MemoryVanished);
+            return self.finish(cid, Outcome::Failed);
+        }
+        match parse(shape, &header[..header_len], self.limits) {
+            Ok(Request::GetId) => self.tell_id(cid),
+            Ok(request) => {
+                slot.work = Work {
+                    request,
+                    done_len: 0,
+                    write_through: queue.write_through,
+                };
+                self.submit(cid);
+            }
+            Err(error) => self.finish(cid, Outcome::Refused(error)),
+        }
+    }
+
+    /// Submit the next command of a request, or put it off.
+    fn submit(&mut self, cid: u16) {
+        let slot = &mut self.slots[usize::from(cid)];
+        let Some(queue) = &self.queues[usize::from(slot.queue)] else {
+            return;
+        };
+        let len = slot.work.next_len();
+        if len > 0 && self.bytes_left == 0 {
+            return self.stalled.push_back(cid);
+        }
+        let mut buffer = slot.buffer.take().unwrap_or_default();
+        let entry = match slot.next_command(cid, queue.ring.memory(), &mut buffer) {
+            Ok(entry) => entry,
+            Err(error) => {
+                slot.buffer = Some(buffer);
+                return self.finish(cid, Outcome::Refused(RequestError::Data(error)));
+            }
+        };
+        match self.controller.submit(entry, buffer) {
+            Ok(()) => self.bytes_left = self.bytes_left.saturating_sub(len),
+            Err(busy) => {
+                slot.buffer = Some(busy.data);
+                self.stalled.push_back(cid);
+            }
+        }
+    }
+
+    /// Take what the controller completed, at most once for each slot.
+    fn take_completions(&mut self) -> bool {
+        for done in 0..self.slots.len() {
+            match self.controller.complete() {
+                Some(completed) => self.on_completed(completed),
+                None => return done > 0,
+            }
+        }
+        true
+    }
+
+    fn on_completed(&mut self, completed: Completed) {
+        let cid = completed.entry.cid();
+        let Some(slot) = self.slots.get_mut(usize::from(cid)) else {
+            return;
+        };
+        let mut buffer = completed.data;
+        // The guest's memory may go from here on.
+        buffer.clear();
+        slot.buffer = Some(buffer);
+        if !completed.entry.status().is_success() {
+            self.log_failure(cid, completed.cause.as_ref());
+            return self.finish(cid, Outcome::Failed);
+        }
+        slot.work.done_len += slot.work.next_len();
+        let work = slot.work;
+        match work.next_len() {
+            0 => self.finish(cid, Outcome::Done(work.request)),
+            _ if self.shut => self.finish(cid, Outcome::Failed),
+            _ => self.submit(cid),
+        }
+    }
+}
