@@ -195,16 +195,19 @@ impl Agent {
         settings: DeviceSettings,
         now: Instant,
     ) -> Result<Vec<Action>, AttachError> {
-        let users = self.devices.iter().filter(|(_, d)| d.settings.is_some());
-        let mut others = users.clone().filter(|(o, _)| *o != object);
-        if let Some((other, _)) = others.find(|(_, d)| d.settings.as_ref().is_some_and(|s| s.socket == settings.socket))
-        {
+        let others: Vec<_> = self
+            .devices
+            .iter()
+            .filter_map(|(o, d)| Some((o, d.settings.as_ref()?)))
+            .filter(|(o, _)| *o != object)
+            .collect();
+        if let Some((other, _)) = others.iter().find(|(_, s)| s.socket == settings.socket) {
             return Err(AttachError::SocketTaken {
                 object: object.clone(),
-                other: other.clone(),
+                other: (*other).clone(),
             });
         }
-        if users.count() >= DEVICES_MAX {
+        if others.len() >= DEVICES_MAX {
             return Err(AttachError::TooMany(object.clone()));
         }
         let device = match self.devices.entry(object.clone()) {
@@ -373,9 +376,12 @@ impl Agent {
             return;
         }
         Self::mark_revoked(device, object);
-        device.phase = Phase::Idle {
-            retry_at: device.retry.failed(now),
-        };
+        // A redeem that is under way will be answered.
+        if !matches!(device.phase, Phase::Redeeming { .. }) {
+            device.phase = Phase::Idle {
+                retry_at: device.retry.failed(now),
+            };
+        }
     }
 
     fn mark_revoked(device: &mut Device, object: &ObjectRef) {
@@ -463,9 +469,16 @@ impl Agent {
             (Phase::Redeeming { ticket: asked }, Reply::Refused { refusal }) if *asked == ticket => {
                 self.redeem_refused(object, &refusal, now);
             }
-            (Phase::Releasing { ticket: asked }, Reply::Released) if *asked == ticket => self.forget(object),
-            (Phase::Releasing { ticket: asked }, Reply::Refused { refusal }) if *asked == ticket => {
-                tracing::warn!(%object, %refusal, "the DPU had nothing to take back");
+            (Phase::Redeeming { ticket: asked }, reply) if *asked == ticket => {
+                tracing::error!(%object, ?reply, "the DPU answered a redeem with something else");
+                device.phase = Phase::Idle {
+                    retry_at: device.retry.failed(now),
+                };
+            }
+            (Phase::Releasing { ticket: asked }, reply) if *asked == ticket => {
+                if reply != Reply::Released {
+                    tracing::warn!(%object, ?reply, "the DPU had nothing to take back");
+                }
                 self.forget(object);
             }
             (_, reply) => self.session_answer(object, ticket, reply, now),

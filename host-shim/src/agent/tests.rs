@@ -1,1 +1,663 @@
+//! The agent by scenarios, and under random inputs.
 
+use std::collections::BTreeSet;
+
+use outboard_protocol::id::ObjectKind;
+use outboard_shim_api::{DeviceState, Role};
+use proptest::prelude::*;
+
+use super::*;
+
+fn new_operation() -> OperationId {
+    OperationId(uuid::Uuid::new_v4())
+}
+
+fn port(name: &str) -> ObjectRef {
+    ObjectRef {
+        kind: ObjectKind::Port,
+        name: name.parse().unwrap(),
+    }
+}
+
+fn settings(name: &str) -> DeviceSettings {
+    DeviceSettings {
+        socket: format!("/run/{name}.sock").into(),
+        role: Role::Listen,
+        uid: None,
+    }
+}
+
+fn link_up() -> Input {
+    Input::LinkUp {
+        card: "local".parse().unwrap(),
+        dpu_epoch: BootEpoch(1),
+    }
+}
+
+fn link_down() -> Input {
+    Input::LinkDown(Problem {
+        error: "gone".to_owned(),
+        remedy: "wait".to_owned(),
+    })
+}
+
+fn redeemed(generation: u64) -> Reply {
+    Reply::Redeemed {
+        generation: Generation(generation),
+        incarnation: Incarnation(1),
+    }
+}
+
+fn refusal(code: Code) -> Reply {
+    Reply::Refused {
+        refusal: Refusal {
+            code,
+            text: format!("{code:?}"),
+        },
+    }
+}
+
+/// An agent and its clock.
+struct World {
+    agent: Agent,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            agent: Agent::new(Vec::new(), new_operation, now),
+            now,
+        }
+    }
+
+    /// One port, `vm1`, attached and redeemed under generation 1.
+    fn attached() -> Self {
+        let mut world = Self::new();
+        world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
+        let (ticket, _) = sent(&world.tell(link_up()));
+        let actions = world.tell(Input::Answer(ticket, redeemed(1)));
+        assert!(actions.contains(&Action::OpenSocket(port("vm1"))), "{actions:?}");
+        world
+    }
+
+    /// The same, with a VMM in session as connection 7.
+    fn served() -> Self {
+        let mut world = Self::attached();
+        let ticket = asked(&world.tell(Input::VmmConnected(port("vm1"), Connection(7))));
+        let actions = world.tell(Input::Answer(ticket, Reply::Connected));
+        assert_eq!(actions, [Action::Serve(port("vm1"), Connection(7))]);
+        assert_eq!(world.state(), DeviceState::Connected);
+        world
+    }
+
+    fn tell(&mut self, input: Input) -> Vec<Action> {
+        self.agent.handle(input, self.now)
+    }
+
+    fn after(&mut self, passed: Duration) -> Vec<Action> {
+        self.now += passed;
+        self.tell(Input::Tick)
+    }
+
+    fn view(&self) -> DeviceView {
+        self.agent.view(&port("vm1")).unwrap()
+    }
+
+    fn state(&self) -> DeviceState {
+        self.view().state
+    }
+}
+
+/// The only request among the actions.
+fn sent(actions: &[Action]) -> (Ticket, Request) {
+    let mut requests = actions.iter().filter_map(|action| match action {
+        Action::Send(ticket, request) => Some((*ticket, request.clone())),
+        _ => None,
+    });
+    let request = requests.next().unwrap_or_else(|| panic!("nothing sent: {actions:?}"));
+    assert!(requests.next().is_none(), "{actions:?}");
+    request
+}
+
+/// The ticket of the only session asked for.
+fn asked(actions: &[Action]) -> Ticket {
+    match actions {
+        [Action::Connect(ticket, ..)] => *ticket,
+        _ => panic!("no session asked for: {actions:?}"),
+    }
+}
+
+fn operation(request: &Request) -> OperationId {
+    match request {
+        Request::Redeem { operation, .. } | Request::Release { operation, .. } => *operation,
+        _ => panic!("no mutation: {request:?}"),
+    }
+}
+
+#[test]
+fn the_operation_is_remembered_before_it_is_sent() {
+    let mut world = World::new();
+    world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
+    let actions = world.tell(link_up());
+    assert!(
+        matches!(actions[..], [Action::Remember, Action::Send(..)]),
+        "{actions:?}"
+    );
+    let (_, request) = sent(&actions);
+    assert_eq!(world.agent.remembered()[0].operation, operation(&request));
+}
+
+#[test]
+fn a_grant_is_asked_for_until_it_is_there() {
+    let mut world = World::new();
+    world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
+    let (mut ticket, mut request) = sent(&world.tell(link_up()));
+    for _ in 0..10 {
+        assert!(world.tell(Input::Answer(ticket, refusal(Code::NotGranted))).is_empty());
+        assert_eq!(world.state(), DeviceState::WaitingForGrant);
+        assert!(
+            world
+                .view()
+                .problem
+                .unwrap()
+                .remedy
+                .contains("outboard grant create port vm1")
+        );
+        assert!(world.after(Duration::from_millis(99)).is_empty());
+        let (next_ticket, next) = sent(&world.after(REDEEM_RETRY_LONGEST));
+        // A refused operation may be stored as refused: the next try is another one.
+        assert_ne!(operation(&next), operation(&request));
+        (ticket, request) = (next_ticket, next);
+    }
+    world.tell(Input::Answer(ticket, redeemed(3)));
+    assert_eq!(
+        (world.state(), world.view().generation),
+        (DeviceState::WaitingForVmm, Some(3))
+    );
+    assert_eq!(world.view().problem, None);
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again_under_the_same_operation() {
+    let mut world = World::new();
+    world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
+    let (first_ticket, first) = sent(&world.tell(link_up()));
+    assert!(world.tell(link_down()).is_empty());
+    let (_, second) = sent(&world.tell(link_up()));
+    assert_eq!(operation(&first), operation(&second));
+    // The answer that belonged to the former connection counts for nothing.
+    world.tell(Input::Answer(first_ticket, redeemed(1)));
+    assert_eq!(world.state(), DeviceState::WaitingForGrant);
+}
+
+#[test]
+fn another_process_takes_up_what_it_finds() {
+    let mut before = World::attached();
+    let remembered = before.agent.remembered();
+    before.tell(link_down());
+    let now = Instant::now();
+    let mut after = World {
+        agent: Agent::new(remembered.clone(), new_operation, now),
+        now,
+    };
+    // Nobody has attached it in this process: it is neither shown nor redeemed.
+    assert!(after.tell(link_up()).is_empty() && after.agent.views().is_empty());
+    let actions = after.agent.attach(&port("vm1"), settings("vm1"), now).unwrap();
+    assert_eq!(operation(&sent(&actions).1), remembered[0].operation);
+}
+
+#[test]
+fn sockets_stand_open_only_while_the_dpu_is_there() {
+    let mut world = World::attached();
+    assert!(world.tell(link_down()).is_empty());
+    assert!(world.after(LINK_GRACE / 2).is_empty());
+    // Failing to connect again does not begin the grace anew.
+    assert!(world.tell(link_down()).is_empty());
+    assert_eq!(world.after(LINK_GRACE / 2), [Action::CloseSocket(port("vm1"))]);
+    let (ticket, _) = sent(&world.tell(link_up()));
+    assert_eq!(
+        world.tell(Input::Answer(ticket, redeemed(1))),
+        [Action::OpenSocket(port("vm1"))]
+    );
+}
+
+#[test]
+fn a_session_outlives_the_link_if_its_binding_does() {
+    let mut world = World::served();
+    world.tell(link_down());
+    world.after(LINK_GRACE);
+    assert_eq!(world.state(), DeviceState::Connected);
+    let (ticket, _) = sent(&world.tell(link_up()));
+    assert_eq!(
+        world.tell(Input::Answer(ticket, redeemed(1))),
+        [Action::OpenSocket(port("vm1"))]
+    );
+    // Under another generation it was another binding's session.
+    world.tell(link_down());
+    let (ticket, _) = sent(&world.tell(link_up()));
+    let actions = world.tell(Input::Answer(ticket, redeemed(2)));
+    assert!(
+        actions.contains(&Action::CloseVmm(port("vm1"), Connection(7))),
+        "{actions:?}"
+    );
+    assert_eq!(world.state(), DeviceState::WaitingForVmm);
+}
+
+#[test]
+fn revocation_closes_session_and_socket_and_a_new_grant_opens_them() {
+    let mut world = World::served();
+    // An older generation's end is no news.
+    assert!(world.tell(Input::Revoked(port("vm1"), Generation(0))).is_empty());
+    let actions = world.tell(Input::Revoked(port("vm1"), Generation(1)));
+    let expected = [
+        Action::CloseVmm(port("vm1"), Connection(7)),
+        Action::CloseSocket(port("vm1")),
+    ];
+    assert_eq!(actions, expected);
+    assert_eq!(world.state(), DeviceState::Revoked);
+    for _ in 0..3 {
+        let (ticket, _) = sent(&world.after(REDEEM_RETRY_LONGEST));
+        world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
+        assert_eq!(world.state(), DeviceState::Revoked);
+        assert!(world.view().problem.unwrap().error.contains("revoked"));
+    }
+    let (ticket, _) = sent(&world.after(REDEEM_RETRY_LONGEST));
+    assert_eq!(
+        world.tell(Input::Answer(ticket, redeemed(2))),
+        [Action::OpenSocket(port("vm1"))]
+    );
+    assert_eq!(
+        (world.state(), world.view().problem),
+        (DeviceState::WaitingForVmm, None)
+    );
+}
+
+#[test]
+fn a_revocation_during_a_redeem_awaits_its_answer() {
+    let mut world = World::attached();
+    world.tell(link_down());
+    let (ticket, _) = sent(&world.tell(link_up()));
+    world.tell(Input::Revoked(port("vm1"), Generation(1)));
+    assert!(world.after(REDEEM_RETRY_LONGEST).is_empty());
+    world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
+    sent(&world.after(REDEEM_RETRY_LONGEST));
+}
+
+#[test]
+fn revocation_while_the_link_was_down_is_noticed() {
+    let mut world = World::served();
+    world.tell(link_down());
+    let (ticket, _) = sent(&world.tell(link_up()));
+    world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
+    assert_eq!(world.state(), DeviceState::Revoked);
+}
+
+#[test]
+fn a_vmm_waits_a_moment_for_the_dpu_and_is_sent_away() {
+    let mut world = World::attached();
+    world.tell(link_down());
+    assert!(world.tell(Input::VmmConnected(port("vm1"), Connection(1))).is_empty());
+    let actions = world.after(VMM_HOLD_MAX);
+    assert!(
+        actions.contains(&Action::CloseVmm(port("vm1"), Connection(1))),
+        "{actions:?}"
+    );
+    // In time, it is served.
+    let mut world = World::attached();
+    world.tell(link_down());
+    world.tell(Input::VmmConnected(port("vm1"), Connection(1)));
+    let (ticket, _) = sent(&world.tell(link_up()));
+    asked(&world.tell(Input::Answer(ticket, redeemed(1))));
+}
+
+#[test]
+fn a_dpu_that_still_ends_the_last_session_is_asked_again() {
+    let mut world = World::attached();
+    let mut ticket = asked(&world.tell(Input::VmmConnected(port("vm1"), Connection(1))));
+    for _ in 0..5 {
+        assert!(world.tell(Input::Answer(ticket, refusal(Code::Busy))).is_empty());
+        ticket = asked(&world.after(BUSY_RETRY));
+    }
+    world.now += VMM_HOLD_MAX;
+    let actions = world.tell(Input::Answer(ticket, refusal(Code::Busy)));
+    assert_eq!(actions, [Action::CloseVmm(port("vm1"), Connection(1))]);
+    assert!(world.view().problem.unwrap().remedy.contains("one VMM at a time"));
+    assert_eq!(world.state(), DeviceState::Failed);
+}
+
+#[test]
+fn a_session_refused_as_stale_redeems_anew() {
+    let mut world = World::attached();
+    let ticket = asked(&world.tell(Input::VmmConnected(port("vm1"), Connection(1))));
+    let actions = world.tell(Input::Answer(ticket, refusal(Code::Stale)));
+    let expected = [
+        Action::CloseVmm(port("vm1"), Connection(1)),
+        Action::CloseSocket(port("vm1")),
+    ];
+    assert_eq!(actions, expected);
+    let (ticket, _) = sent(&world.after(REDEEM_RETRY_FIRST));
+    world.tell(Input::Answer(ticket, redeemed(2)));
+    assert_eq!(world.state(), DeviceState::WaitingForVmm);
+}
+
+#[test]
+fn a_vmm_that_left_early_gets_no_session() {
+    let mut world = World::attached();
+    let ticket = asked(&world.tell(Input::VmmConnected(port("vm1"), Connection(1))));
+    world.tell(Input::VmmGone(port("vm1"), Connection(1), VmmEnd::Closed));
+    assert!(world.tell(Input::Answer(ticket, Reply::Connected)).is_empty());
+    assert_eq!(world.state(), DeviceState::WaitingForVmm);
+}
+
+#[test]
+fn a_fault_shows_until_a_session_has_memory() {
+    let mut world = World::served();
+    let problem = Problem {
+        error: "no shared memory".to_owned(),
+        remedy: "share=on".to_owned(),
+    };
+    world.tell(Input::VmmGone(
+        port("vm1"),
+        Connection(7),
+        VmmEnd::Fault(problem.clone()),
+    ));
+    assert_eq!(
+        (world.state(), world.view().problem),
+        (DeviceState::Failed, Some(problem.clone()))
+    );
+    let ticket = asked(&world.tell(Input::VmmConnected(port("vm1"), Connection(8))));
+    world.tell(Input::Answer(ticket, Reply::Connected));
+    assert_eq!(world.view().problem, Some(problem));
+    // What an older session says is no news.
+    world.tell(Input::MemoryAccepted(port("vm1"), Connection(7)));
+    assert!(world.view().problem.is_some());
+    world.tell(Input::MemoryAccepted(port("vm1"), Connection(8)));
+    assert_eq!((world.state(), world.view().problem), (DeviceState::Connected, None));
+    assert_eq!(world.view().sessions, 2);
+}
+
+#[test]
+fn detaching_gives_back() {
+    let mut world = World::served();
+    let actions = world.agent.detach(&port("vm1"), world.now).unwrap();
+    let (ticket, request) = sent(&actions);
+    assert!(matches!(
+        request,
+        Request::Release {
+            generation: Generation(1),
+            ..
+        }
+    ));
+    assert!(actions.contains(&Action::CloseVmm(port("vm1"), Connection(7))));
+    assert!(actions.contains(&Action::Remove(port("vm1"))));
+    assert_eq!(
+        (world.agent.release_of(&port("vm1")), world.agent.views()),
+        (Release::Pending, vec![])
+    );
+    assert!(matches!(
+        world.agent.attach(&port("vm1"), settings("vm1"), world.now),
+        Err(AttachError::Leaving(_))
+    ));
+    world.tell(Input::Answer(ticket, Reply::Released));
+    assert_eq!(
+        (world.agent.release_of(&port("vm1")), world.agent.remembered()),
+        (Release::Done, vec![])
+    );
+    assert!(matches!(
+        world.agent.detach(&port("vm1"), world.now),
+        Err(AttachError::Unknown(_))
+    ));
+}
+
+#[test]
+fn detaching_while_the_dpu_is_away_gives_back_later_even_after_a_restart() {
+    let mut world = World::attached();
+    world.tell(link_down());
+    world.agent.detach(&port("vm1"), world.now).unwrap();
+    assert_eq!(world.agent.release_of(&port("vm1")), Release::Pending);
+    let remembered = world.agent.remembered();
+    let (ticket, request) = sent(&world.tell(link_up()));
+    assert!(matches!(request, Request::Release { .. }));
+    world.tell(Input::Answer(ticket, Reply::Released));
+    assert_eq!(world.agent.release_of(&port("vm1")), Release::Done);
+
+    // A process that has only the file redeems first, to learn the generation.
+    let mut world = World {
+        agent: Agent::new(remembered, new_operation, world.now),
+        now: world.now,
+    };
+    let (ticket, request) = sent(&world.tell(link_up()));
+    assert!(matches!(request, Request::Redeem { .. }));
+    let (ticket, request) = sent(&world.tell(Input::Answer(ticket, redeemed(1))));
+    assert!(matches!(
+        request,
+        Request::Release {
+            generation: Generation(1),
+            ..
+        }
+    ));
+    world.tell(Input::Answer(ticket, refusal(Code::Stale)));
+    assert_eq!(world.agent.release_of(&port("vm1")), Release::Done);
+}
+
+#[test]
+fn detaching_what_was_never_redeemed_is_done_at_once() {
+    let mut world = World::new();
+    world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
+    world.agent.detach(&port("vm1"), world.now).unwrap();
+    assert_eq!(world.agent.release_of(&port("vm1")), Release::Done);
+    // While a redeem is under way, its answer is awaited, and what it gave is given back.
+    world.tell(link_up());
+    let (ticket, _) = sent(&world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap());
+    world.agent.detach(&port("vm1"), world.now).unwrap();
+    let (_, request) = sent(&world.tell(Input::Answer(ticket, redeemed(5))));
+    assert!(matches!(
+        request,
+        Request::Release {
+            generation: Generation(5),
+            ..
+        }
+    ));
+}
+
+#[test]
+fn attaching_twice_is_the_same_or_a_conflict() {
+    let mut world = World::attached();
+    assert!(
+        world
+            .agent
+            .attach(&port("vm1"), settings("vm1"), world.now)
+            .unwrap()
+            .is_empty()
+    );
+    let clash = world.agent.attach(&port("vm1"), settings("other"), world.now);
+    assert!(matches!(clash, Err(AttachError::Exists(_))));
+    let clash = world
+        .agent
+        .attach(&port("vm2"), settings("vm1"), world.now)
+        .unwrap_err();
+    assert_eq!(clash.to_string(), "the socket of port vm2 is used by port vm1 already");
+    assert!(world.agent.attach(&port("vm2"), settings("vm2"), world.now).is_ok());
+}
+
+#[test]
+fn devices_are_bounded() {
+    let mut world = World::new();
+    for index in 0..DEVICES_MAX {
+        let name = format!("vm{index}");
+        world.agent.attach(&port(&name), settings(&name), world.now).unwrap();
+    }
+    let one_more = world.agent.attach(&port("more"), settings("more"), world.now);
+    assert!(matches!(one_more, Err(AttachError::TooMany(_))));
+    // What is there may be repeated.
+    assert!(world.agent.attach(&port("vm0"), settings("vm0"), world.now).is_ok());
+}
+
+#[test]
+fn a_socket_problem_shows_until_the_socket_is_open() {
+    let mut world = World::attached();
+    let problem = Problem {
+        error: "in use".to_owned(),
+        remedy: "stop it".to_owned(),
+    };
+    world.tell(Input::SocketProblem(port("vm1"), problem.clone()));
+    assert_eq!(
+        (world.state(), world.view().problem),
+        (DeviceState::Failed, Some(problem))
+    );
+    world.tell(Input::SocketOpen(port("vm1")));
+    assert_eq!(
+        (world.state(), world.view().problem),
+        (DeviceState::WaitingForVmm, None)
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Pass(u64),
+    Up,
+    Down,
+    Attach(u8),
+    Detach(u8),
+    /// Answer the oldest request still open, in one of several ways.
+    Answer(u8),
+    Revoke(u8),
+    VmmComes(u8),
+    VmmGoes(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let device = 0_u8..3;
+    prop_oneof![
+        1 => (0_u64..4000).prop_map(Step::Pass),
+        1 => Just(Step::Up),
+        1 => Just(Step::Down),
+        1 => device.clone().prop_map(Step::Attach),
+        1 => device.clone().prop_map(Step::Detach),
+        8 => (0_u8..8).prop_map(Step::Answer),
+        1 => device.clone().prop_map(Step::Revoke),
+        3 => device.clone().prop_map(Step::VmmComes),
+        1 => device.prop_map(Step::VmmGoes),
+    ]
+}
+
+/// What the outside of an agent looks like, kept in step with its actions.
+#[derive(Default)]
+struct Outside {
+    open_requests: Vec<(Ticket, Option<Connection>, ObjectRef)>,
+    sockets: BTreeSet<ObjectRef>,
+    /// The VMM that is in, per device.
+    vmms: BTreeMap<ObjectRef, Connection>,
+    served: BTreeSet<Connection>,
+    up: bool,
+}
+
+impl Outside {
+    fn carry_out(&mut self, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Send(ticket, request) => {
+                    assert!(self.up, "sent while the link is down: {request:?}");
+                    let (Request::Redeem { object, .. } | Request::Release { object, .. }) = request else {
+                        panic!("{request:?}")
+                    };
+                    let twice = self
+                        .open_requests
+                        .iter()
+                        .any(|(_, vmm, o)| vmm.is_none() && o == object);
+                    assert!(!twice, "two requests about {object} at a time");
+                    self.open_requests.push((*ticket, None, object.clone()));
+                }
+                Action::Connect(ticket, _, object, connection) => {
+                    assert!(self.up);
+                    assert_eq!(
+                        self.vmms.get(object),
+                        Some(connection),
+                        "a session for a VMM that is not there"
+                    );
+                    self.open_requests.push((*ticket, Some(*connection), object.clone()));
+                }
+                Action::Serve(object, connection) => {
+                    assert_eq!(self.vmms.get(object), Some(connection));
+                    assert!(self.served.insert(*connection), "served twice");
+                }
+                Action::OpenSocket(object) => assert!(self.sockets.insert(object.clone()), "opened twice"),
+                Action::CloseSocket(object) => assert!(self.sockets.remove(object), "closed twice"),
+                Action::CloseVmm(object, connection) => {
+                    assert_eq!(
+                        self.vmms.remove(object),
+                        Some(*connection),
+                        "closed a VMM that is not there"
+                    );
+                }
+                Action::Remove(object) => {
+                    self.sockets.remove(object);
+                    assert!(!self.vmms.contains_key(object));
+                }
+                Action::Remember => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_outside_stays_consistent(steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::new();
+        let mut outside = Outside::default();
+        let mut generation = 1;
+        for (number, step) in (0_u64..).zip(steps) {
+            let name = |n: u8| format!("vm{n}");
+            let actions = match step {
+                Step::Pass(ms) => world.after(Duration::from_millis(ms)),
+                Step::Up if !outside.up => {
+                    outside.up = true;
+                    world.tell(link_up())
+                }
+                Step::Down => {
+                    outside.up = false;
+                    outside.open_requests.clear();
+                    world.tell(link_down())
+                }
+                Step::Attach(n) => {
+                    world.agent.attach(&port(&name(n)), settings(&name(n)), world.now).unwrap_or_default()
+                }
+                Step::Detach(n) => world.agent.detach(&port(&name(n)), world.now).unwrap_or_default(),
+                Step::Answer(kind) if !outside.open_requests.is_empty() => {
+                    let (ticket, session, _) = outside.open_requests.remove(0);
+                    generation += 1;
+                    let reply = match (kind, session) {
+                        (0, _) => refusal(Code::NotGranted),
+                        (1, _) => refusal(Code::Stale),
+                        (2, _) => refusal(Code::Busy),
+                        (_, Some(_)) => Reply::Connected,
+                        (3 | 4, None) => Reply::Released,
+                        (_, None) => redeemed(generation),
+                    };
+                    world.tell(Input::Answer(ticket, reply))
+                }
+                Step::Revoke(n) => {
+                    let view = world.agent.view(&port(&name(n)));
+                    let bound = view.and_then(|v| v.generation).unwrap_or(0);
+                    world.tell(Input::Revoked(port(&name(n)), Generation(bound)))
+                }
+                Step::VmmComes(n) if outside.sockets.contains(&port(&name(n))) && !outside.vmms.contains_key(&port(&name(n))) => {
+                    outside.vmms.insert(port(&name(n)), Connection(number));
+                    world.tell(Input::VmmConnected(port(&name(n)), Connection(number)))
+                }
+                Step::VmmGoes(n) => match outside.vmms.remove(&port(&name(n))) {
+                    Some(connection) => world.tell(Input::VmmGone(port(&name(n)), connection, VmmEnd::Closed)),
+                    None => Vec::new(),
+                },
+                _ => Vec::new(),
+            };
+            outside.carry_out(&actions);
+            // Whatever is due is done: nobody would wake the agent for the past.
+            if let Some(at) = world.agent.next_deadline() {
+                prop_assert!(at > world.now, "a deadline in the past: the daemon would spin");
+            }
+        }
+    }
+}
