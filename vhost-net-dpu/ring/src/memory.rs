@@ -394,9 +394,10 @@ impl RegionSpec {
             });
         }
         let fs = fstatfs(&self.file).map_err(system("fstatfs"))?;
-        let page_len = match i64::from(fs.f_type) {
+        let page_len = match fs.f_type {
             TMPFS_MAGIC => rustix::param::page_size() as u64,
             HUGETLBFS_MAGIC => u64::try_from(fs.f_bsize).unwrap_or(0),
+            _ if !on(Check::MemoryFileOnly) => rustix::param::page_size() as u64,
             other => {
                 let found = format!("a file system of type {other:#x}");
                 return Err(MemoryError::NotMemoryFile { guest_phys_addr, found });

@@ -157,7 +157,7 @@ impl Walk<'_> {
         };
         let bytes = len as usize;
         let count = u16::try_from(bytes / DESC_LEN).map_err(|_| bad_len.clone())?;
-        if bytes % DESC_LEN != 0 || count == 0 || count > self.layout.size {
+        if !bytes.is_multiple_of(DESC_LEN) || count == 0 || count > self.layout.size {
             return Err(bad_len);
         }
         let entries = self.mem.slice(addr, bytes).map_err(ChainFault::IndirectUnmapped)?;

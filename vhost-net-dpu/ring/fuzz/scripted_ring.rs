@@ -1,0 +1,174 @@
+//! Any bytes as the script of a guest and of a device on one ring. Whatever the guest does, the device gets chains
+//! that are inside the guest's memory and outside of the ring, or one error and then nothing.
+//!
+//! Part of the fuzz target, of a property test, and of the test that replays the corpus.
+
+use outboard_ring::{
+    Chain, Descriptor, SplitRing,
+    driver::{Driver, GuestRam, RAM_START},
+};
+
+const SIZE: u16 = 8;
+const RAM_LEN: u64 = 1 << 16;
+/// INDIRECT_DESC and EVENT_IDX.
+const FEATURES: [u64; 4] = [0, 1 << 28, 1 << 29, 3 << 28];
+
+/// Run a script: the first byte has the features and the starting indices, then come operations.
+pub fn run(script: &[u8]) {
+    let mut script = Script(script);
+    let first = script.byte();
+    let ram = GuestRam::new(RAM_LEN);
+    ram.alloc(64, 1);
+    let start = if first & 4 == 0 { 0 } else { u16::MAX - 3 };
+    let mut driver = Driver::new(&ram, SIZE, FEATURES[usize::from(first & 3)]).starting_at(start);
+    let mut ring = SplitRing::new(driver.config(), ram.memory().clone()).expect("the ring itself is in order");
+    let mut held: Vec<u16> = Vec::new();
+    let mut broken = false;
+    let mut chain = Chain::new();
+    while !script.0.is_empty() {
+        match script.byte() % 10 {
+            0 => {
+                let index = u16::from(script.byte()) % SIZE;
+                driver.set_descriptor(index, script.descriptor(&driver));
+            }
+            1 => {
+                let entry = u64::from(script.byte() % 16);
+                let descriptor = script.descriptor(&driver);
+                driver.write(driver.table(0) + 16 * entry, &descriptor.to_bytes());
+            }
+            2 => {
+                driver.offer(script.index());
+                driver.publish();
+            }
+            3 => driver.set_avail_idx(script.word()),
+            4 | 5 => match ring.pop(&mut chain) {
+                Ok(true) => {
+                    assert!(!broken, "a broken ring yields nothing");
+                    assert!(!held.contains(&chain.head()), "a head is held once");
+                    check(&ram, &driver, &chain);
+                    held.push(chain.head());
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    assert!(!broken, "an error is told once: {error}");
+                    broken = true;
+                }
+            },
+            6 => {
+                let head = script.index();
+                let was_held = held.iter().position(|&h| h == head).map(|at| held.remove(at)).is_some();
+                assert_eq!(ring.push_used(head, u32::from(script.byte())).is_ok(), was_held);
+            }
+            7 => {
+                ring.publish().expect("the ring's memory is there");
+            }
+            8 if script.byte() & 1 == 0 => ring.disable_kicks(),
+            8 => match ring.enable_kicks() {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(!broken, "an error is told once: {error}");
+                    broken = true;
+                }
+            },
+            _ => {
+                // Only the chain popped last is sure to be held still.
+                if held.last() == Some(&chain.head()) && ring.in_flight() > 0 && last_popped(&ring, &chain, &driver) {
+                    ring.unpop(1);
+                    held.pop();
+                }
+            }
+        }
+        assert_eq!(usize::from(ring.in_flight()), held.len());
+        assert_eq!(ring.broken().is_some(), broken);
+    }
+}
+
+/// Is `chain` what the ring popped last? Its entry may have been written over since; then it is left alone.
+fn last_popped(ring: &SplitRing, chain: &Chain, driver: &Driver) -> bool {
+    let slot = u64::from(ring.next_avail().wrapping_sub(1) & (SIZE - 1));
+    driver.read(driver.config().avail + 4 + 2 * slot, 2) == chain.head().to_le_bytes()
+}
+
+/// What every chain that is handed out has in common.
+fn check(ram: &GuestRam, driver: &Driver, chain: &Chain) {
+    let config = driver.config();
+    let count = u64::from(SIZE);
+    let own = [
+        (config.desc, 16 * count),
+        (config.avail, 4 + 2 * count),
+        (config.used, 4 + 8 * count),
+    ];
+    let all = || chain.readable().iter().chain(chain.writable());
+    for segment in all() {
+        assert!(segment.len > 0);
+        assert!(
+            ram.memory().slice(segment.addr, segment.len as usize).is_ok(),
+            "{segment:?} is in memory"
+        );
+        let end = segment.addr + u64::from(segment.len);
+        assert!(
+            own.iter().all(|&(at, len)| end <= at || segment.addr >= at + len),
+            "{segment:?} is not in the ring"
+        );
+    }
+    assert!((1..=usize::from(SIZE)).contains(&all().count()));
+    assert_eq!(
+        all().map(|s| u64::from(s.len)).sum::<u64>(),
+        chain.readable_len() + chain.writable_len()
+    );
+    assert!(chain.head() < SIZE);
+}
+
+/// Bytes that never run out; after the end they are 0.
+struct Script<'a>(&'a [u8]);
+
+impl Script<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else {
+            return 0;
+        };
+        self.0 = rest;
+        first
+    }
+
+    fn word(&mut self) -> u16 {
+        u16::from_le_bytes([self.byte(), self.byte()])
+    }
+
+    /// Mostly a descriptor of the queue, sometimes not.
+    fn index(&mut self) -> u16 {
+        match self.byte() {
+            255 => self.word(),
+            small => u16::from(small % 10),
+        }
+    }
+
+    /// Mostly one that could be good.
+    fn descriptor(&mut self, driver: &Driver) -> Descriptor {
+        let config = driver.config();
+        let near = u64::from(self.byte());
+        let addr = match self.byte() % 10 {
+            0 => config.desc.wrapping_sub(16).wrapping_add(near),
+            1 => config.avail.wrapping_add(near),
+            2 => config.used.wrapping_add(near),
+            3 => RAM_START.wrapping_sub(near),
+            4 => (RAM_START + RAM_LEN).wrapping_sub(near),
+            5 => u64::MAX - near,
+            6 | 7 => driver.table(0),
+            _ => driver.buffer(0) + near,
+        };
+        let len = match self.byte() {
+            0 => 0,
+            254 => u32::MAX,
+            253 => u32::from(self.word()),
+            small if small & 0xf == 0xf => 16 * u32::from(small >> 4),
+            small => u32::from(small),
+        };
+        Descriptor {
+            addr,
+            len,
+            flags: u16::from(self.byte() & 7),
+            next: self.index(),
+        }
+    }
+}
