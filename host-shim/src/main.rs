@@ -1,7 +1,7 @@
 //! `outboard-shim`: the daemon, and the verbs that talk to it.
 #![forbid(unsafe_code)]
 
-use std::{fmt::Display, path::PathBuf, process::ExitCode};
+use std::{fmt::Display, io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use host_shim::{

@@ -1,7 +1,5 @@
 //! A shim in this process, a DPU that the test plays, and what both need.
 
-pub mod fake_dpu;
-
 use std::{
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
@@ -22,7 +20,7 @@ use vhost::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use self::fake_dpu::FakeDpu;
+use crate::fake_dpu::FakeDpu;
 
 /// Longest wait for anything. Far more than is needed; the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);

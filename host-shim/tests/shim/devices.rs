@@ -1,13 +1,15 @@
 //! Attach, detach, list, health, and who may ask.
 
-mod common;
-
 use std::{io::Write, os::unix::net::UnixStream};
 
-use common::{TestShim, bring_up, connect, fake_dpu::FakeDpu, shim_with_vm1, wait_for};
 use host_shim::{api::Allowed, client::ClientError};
 use outboard_shim_api::{DeviceKind, DeviceSpec, DeviceState, Release, Role};
 use rustix::process::geteuid;
+
+use crate::{
+    fake_dpu::FakeDpu,
+    world::{TestShim, bring_up, connect, shim_with_vm1, wait_for},
+};
 
 fn spec(name: &str) -> DeviceSpec {
     DeviceSpec {
