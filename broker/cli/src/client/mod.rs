@@ -6,7 +6,7 @@
 pub mod connect;
 pub mod tls;
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, header};
@@ -166,7 +166,7 @@ impl Client {
     ) -> Result<(StatusCode, Bytes), Failure> {
         let request = self.request(method, path, body, operation)?;
         let stream: Box<dyn Stream> = self.target.connect().await.map_err(Failure::Unreachable)?;
-        let broken = |e: hyper::Error| Failure::Broken(e.to_string());
+        let broken = |e: hyper::Error| self.failure(&e);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
@@ -175,11 +175,24 @@ impl Client {
             let answer = sender.send_request(request).await.map_err(broken)?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), BODY_LEN_MAX).collect().await;
-            Ok((status, body.map_err(|e| Failure::Broken(e.to_string()))?.to_bytes()))
+            Ok((status, body.map_err(|e| self.failure(e.as_ref()))?.to_bytes()))
         };
         let answer = answer.await;
         driver.abort();
         answer
+    }
+
+    /// A server may refuse a certificate only after the handshake (RFC 8446 §4.4.2.4 and appendix E.1.2): the alert then
+    /// comes in place of the answer.
+    fn failure(&self, error: &(dyn Error + 'static)) -> Failure {
+        let (mut root, mut alert) = (error, tls::alert(error));
+        while let (None, Some(cause)) = (alert, root.source()) {
+            (root, alert) = (cause, tls::alert(cause));
+        }
+        match (&self.target, alert) {
+            (Target::Tls(target), Some(alert)) => Failure::Unreachable(target.refused(&format!("{alert:?}"))),
+            _ => Failure::Broken(root.to_string()),
+        }
     }
 
     fn request(

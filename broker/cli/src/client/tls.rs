@@ -1,10 +1,10 @@
 //! Mutual TLS to a broker: it proves itself by the CA, we prove ourselves by an operator's certificate.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{error::Error, fmt, io, path::Path, sync::Arc};
 
 use hyper::Uri;
 use rustls::{
-    ClientConfig, RootCertStore,
+    AlertDescription, ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem, pem::PemObject},
 };
 use tokio::net::TcpStream;
@@ -74,16 +74,38 @@ impl TlsTarget {
 
     pub(super) async fn handshake(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, CliError> {
         let connector = TlsConnector::from(Arc::clone(&self.config));
-        connector.connect(self.name.clone(), tcp).await.map_err(|e| {
-            CliError::coded(
-                "tls",
-                format!(
-                    "the broker at {} and this operator do not accept each other: {e}",
-                    self.authority
+        connector
+            .connect(self.name.clone(), tcp)
+            .await
+            .map_err(|e| match alert(&e) {
+                Some(alert) => self.refused(&format!("{alert:?}")),
+                None => CliError::coded(
+                    "tls",
+                    format!("the broker at {} cannot prove that it is that one: {e}", self.authority),
+                    format!("check that --ca comes from this broker; {ISSUE}"),
                 ),
-                format!("check that --ca and --cert come from this broker and have not expired; {ISSUE}"),
-            )
-        })
+            })
+    }
+
+    /// The broker does not take the operator's certificate.
+    pub(super) fn refused(&self, alert: &str) -> CliError {
+        CliError::coded(
+            "tls",
+            format!(
+                "the broker at {} refuses the certificate given with --cert: {alert}",
+                self.authority
+            ),
+            format!("check that it comes from this broker and has not expired; {ISSUE}"),
+        )
+    }
+}
+
+/// The alert that a peer sent, if that is what the error is.
+pub(super) fn alert(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
+    let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+    match inner.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
     }
 }
 

@@ -36,6 +36,7 @@ struct Shim {
     link_socket: PathBuf,
     api_socket: PathBuf,
     socket_dir: PathBuf,
+    state_file: PathBuf,
 }
 
 /// Writes `broker.toml`.
@@ -73,16 +74,13 @@ pub fn write_dpu(dir: &RunDir, plan: &Plan, card: &CardIdentity, broker: &str) -
 /// # Errors
 /// The run directory cannot be written.
 pub fn write_shim(dir: &RunDir) -> Result<PathBuf, CliError> {
-    let socket_dir = dir.root().to_owned();
-    write(
-        dir,
-        "shim",
-        &Shim {
-            link_socket: dir.link_socket(),
-            api_socket: dir.shim_socket(),
-            socket_dir,
-        },
-    )
+    let shim = Shim {
+        link_socket: dir.link_socket(),
+        api_socket: dir.shim_socket(),
+        socket_dir: dir.root().to_owned(),
+        state_file: dir.state("shim.json"),
+    };
+    write(dir, "shim", &shim)
 }
 
 fn write(dir: &RunDir, daemon: &str, value: &impl Serialize) -> Result<PathBuf, CliError> {
