@@ -1,5 +1,7 @@
 //! Messages between a DPU (a *card*) and the broker: length-prefixed CBOR over mutual TLS, the DPU connecting out.
 
+use std::fmt;
+
 use minicbor::{Decode, Encode};
 
 use crate::{
@@ -18,7 +20,7 @@ pub const CARD_VERSIONS: (u16, u16) = (1, 1);
 pub const BROKER_TLS_NAME: &str = "outboard-broker";
 
 /// From the DPU.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Clone, PartialEq, Encode, Decode)]
 pub enum FromCard {
     /// The only message accepted from a peer without a certificate: redeem a one-time token for one.
     #[n(0)]
@@ -85,6 +87,43 @@ pub enum FromCard {
         #[n(1)]
         volumes: Vec<VolumeCounters>,
     },
+}
+
+/// Shows everything but the secret of an enrolment, so that no log holds one.
+impl fmt::Debug for FromCard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enrol { card, .. } => f.debug_struct("Enrol").field("card", card).finish_non_exhaustive(),
+            Self::Hello {
+                version_min,
+                version_max,
+                serial,
+                dpu_epoch,
+                broker_epoch,
+                revision,
+                isolation,
+            } => f
+                .debug_struct("Hello")
+                .field("versions", &(version_min, version_max))
+                .field("serial", serial)
+                .field("dpu_epoch", dpu_epoch)
+                .field("broker_epoch", broker_epoch)
+                .field("revision", revision)
+                .field("isolation", isolation)
+                .finish(),
+            Self::Inventory { seq, bindings } => f
+                .debug_struct("Inventory")
+                .field("seq", seq)
+                .field("bindings", bindings)
+                .finish(),
+            Self::Applied { revision } => f.debug_struct("Applied").field("revision", revision).finish(),
+            Self::Telemetry { ports, volumes } => f
+                .debug_struct("Telemetry")
+                .field("ports", ports)
+                .field("volumes", volumes)
+                .finish(),
+        }
+    }
 }
 
 /// From the broker.
@@ -214,4 +253,23 @@ pub struct VolumeCounters {
     /// Requests that ended in an error status.
     #[n(6)]
     pub failed_requests: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_does_not_show_an_enrolments_secret() {
+        let enrol = FromCard::Enrol {
+            card: "c1".parse().unwrap(),
+            secret: vec![0xa5; 32],
+            csr: vec![],
+        };
+        let shown = format!("{enrol:?}");
+        assert!(
+            shown.contains("c1") && !shown.contains("165") && !shown.to_lowercase().contains("a5"),
+            "{shown}"
+        );
+    }
 }
