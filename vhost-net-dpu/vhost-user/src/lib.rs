@@ -74,5 +74,6 @@ fn step(connection: &Connection, session: &mut Session) -> Result<bool, SessionE
 
 fn handle(session: &mut Session, frame: Frame) -> Result<Reply, SessionError> {
     let kind = FrontendReq::try_from(frame.request).map_err(|()| SessionError::Unknown { request: frame.request })?;
+    tracing::trace!(request = ?kind, "vhost-user request");
     session.handle(kind, Request::parse(kind, frame)?)
 }

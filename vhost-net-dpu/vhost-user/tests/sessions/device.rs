@@ -1,0 +1,127 @@
+//! A device that answers each chain with "pong" when the test says so.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use outboard_ring::{CallFd, Chain, RingError};
+use outboard_vhost_user::{Device, DeviceError, QueueResources};
+
+pub const QUEUE_COUNT: u16 = 4;
+pub const QUEUE_SIZE_MAX: u16 = 256;
+/// VERSION_1, INDIRECT_DESC and a bit of the device's own.
+pub const FEATURES: u64 = 1 << 32 | 1 << 28 | 1;
+pub const CONFIG: &[u8] = b"config space";
+
+/// What a test sees of its device.
+#[derive(Debug, Clone, Default)]
+pub struct Log(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub running: BTreeMap<u16, QueueResources>,
+    /// Each start, stop and change of a call, in order.
+    pub events: Vec<String>,
+    pub written_config: Vec<(u32, Vec<u8>)>,
+    pub closed: bool,
+}
+
+impl Log {
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn events(&self) -> Vec<String> {
+        std::mem::take(&mut self.seen().events)
+    }
+
+    /// Answer all that is available on a queue. Returns how many chains there were.
+    pub fn answer(&self, index: u16) -> Result<usize, RingError> {
+        let mut seen = self.seen();
+        let queue = seen.running.get_mut(&index).expect("the queue runs");
+        let mut chain = Chain::new();
+        let mut count = 0;
+        while queue.ring.pop(&mut chain)? {
+            chain.write_at(queue.ring.memory(), 0, b"pong").unwrap();
+            queue.ring.push_used(chain.head(), 4)?;
+            count += 1;
+        }
+        queue.ring.publish()?;
+        Ok(count)
+    }
+}
+
+pub struct Echo {
+    pub log: Log,
+    pub has_config: bool,
+}
+
+impl Device for Echo {
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn has_config(&self) -> bool {
+        self.has_config
+    }
+
+    fn queue_count(&self) -> u16 {
+        QUEUE_COUNT
+    }
+
+    fn queue_size_max(&self) -> u16 {
+        QUEUE_SIZE_MAX
+    }
+
+    fn config(&self) -> Vec<u8> {
+        CONFIG.to_vec()
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
+        if offset == 0 {
+            return Err(DeviceError::ConfigNotWritable {
+                offset,
+                len: data.len(),
+            });
+        }
+        self.log.seen().written_config.push((offset, data.to_vec()));
+        Ok(())
+    }
+
+    fn start_queue(&mut self, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
+        let mut seen = self.log.seen();
+        seen.events
+            .push(format!("start {index} at {}", queue.ring.next_avail()));
+        match seen.running.insert(index, queue) {
+            None => Ok(()),
+            Some(_) => Err(DeviceError::QueueRuns { index }),
+        }
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError> {
+        let mut seen = self.log.seen();
+        let next_avail = seen.running.remove(&index).map(|queue| queue.ring.next_avail());
+        if let Some(next_avail) = next_avail {
+            seen.events.push(format!("stop {index} at {next_avail}"));
+        }
+        Ok(next_avail)
+    }
+
+    fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
+        let mut seen = self.log.seen();
+        seen.events.push(format!("call {index}"));
+        let queue = seen
+            .running
+            .get_mut(&index)
+            .ok_or(DeviceError::QueueStopped { index })?;
+        queue.call = call;
+        Ok(())
+    }
+
+    fn closed(&mut self) {
+        let mut seen = self.log.seen();
+        assert!(seen.running.is_empty(), "all queues are stopped before");
+        seen.closed = true;
+    }
+}

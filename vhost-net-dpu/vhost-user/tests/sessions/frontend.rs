@@ -1,0 +1,256 @@
+//! A front-end that says exactly what a test wants, byte by byte.
+
+use std::{
+    io::{IoSlice, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    thread::JoinHandle,
+};
+
+use outboard_controls::{Check, Off};
+use outboard_ring::{
+    RegionSpec,
+    driver::{Driver, GuestRam, USER_OFFSET},
+};
+use outboard_vhost_user::{SessionEnd, SessionError, serve};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
+use vhost::vhost_user::message::FrontendReq;
+
+use crate::device::{Echo, Log};
+
+pub const VERSION: u32 = 1;
+pub const NEED_REPLY: u32 = 8;
+pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS and MQ.
+pub const PROTOCOL_FEATURES: u64 = 1 << 3 | 1 << 9 | 1 << 15 | 1;
+
+/// A session being served in a thread of its own.
+pub struct Frontend {
+    pub stream: UnixStream,
+    pub log: Log,
+    served: JoinHandle<SessionEnd>,
+}
+
+impl Frontend {
+    /// A device with config space.
+    pub fn new() -> Self {
+        Self::start(true, None)
+    }
+
+    /// The same, whose session does not make one check.
+    pub fn without(check: Check) -> Self {
+        Self::start(true, Some(check))
+    }
+
+    pub fn start(has_config: bool, off: Option<Check>) -> Self {
+        let (stream, other) = UnixStream::pair().unwrap();
+        let log = Log::default();
+        let mut device = Echo {
+            log: log.clone(),
+            has_config,
+        };
+        let served = std::thread::spawn(move || {
+            let _off = off.map(Off::here);
+            serve(other, &mut device)
+        });
+        Self { stream, log, served }
+    }
+
+    /// A session with features, without memory.
+    pub fn negotiated(self) -> Self {
+        self.send(FrontendReq::SET_OWNER, &[], &[]);
+        self.send(
+            FrontendReq::SET_PROTOCOL_FEATURES,
+            &PROTOCOL_FEATURES.to_ne_bytes(),
+            &[],
+        );
+        self.ask(
+            FrontendReq::SET_FEATURES,
+            &(1u64 << 32 | F_PROTOCOL_FEATURES).to_ne_bytes(),
+            &[],
+        );
+        self
+    }
+
+    /// Send bytes as they are.
+    pub fn send_raw(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+        let sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+        assert_eq!(sent, Ok(bytes.len()));
+    }
+
+    /// Send a request that wants no acknowledgement.
+    pub fn send(&self, request: FrontendReq, body: &[u8], fds: &[BorrowedFd<'_>]) {
+        self.send_raw(&message(request, VERSION, body), fds);
+    }
+
+    /// Send a request and wait for its acknowledgement, which must be of success.
+    pub fn ask(&self, request: FrontendReq, body: &[u8], fds: &[BorrowedFd<'_>]) {
+        self.send_raw(&message(request, VERSION | NEED_REPLY, body), fds);
+        assert_eq!(self.reply(request), 0u64.to_ne_bytes(), "{request:?}");
+    }
+
+    /// Send a request that has a reply of its own and wait for it.
+    pub fn get(&self, request: FrontendReq, body: &[u8]) -> Vec<u8> {
+        self.send(request, body, &[]);
+        self.reply(request)
+    }
+
+    /// The next reply.
+    pub fn reply(&self, request: FrontendReq) -> Vec<u8> {
+        let mut header = [0; 12];
+        (&self.stream).read_exact(&mut header).unwrap();
+        let word = |n: usize| u32::from_ne_bytes(header[n..n + 4].try_into().unwrap());
+        assert_eq!(
+            (word(0), word(4)),
+            (request.into(), VERSION | 4),
+            "a reply to {request:?}"
+        );
+        let mut body = vec![0; word(8) as usize];
+        (&self.stream).read_exact(&mut body).unwrap();
+        body
+    }
+
+    /// The session must end by itself, with an error.
+    pub fn refused(self) -> SessionError {
+        // Whatever it answered before.
+        let mut rest = Vec::new();
+        let _reset = (&self.stream).read_to_end(&mut rest);
+        let end = self.served.join().unwrap();
+        assert!(self.log.seen().closed && self.log.seen().running.is_empty());
+        match end {
+            SessionEnd::Failed(error) => error,
+            SessionEnd::Closed => panic!("the session was closed where an error was due"),
+        }
+    }
+
+    /// Close the session, which must have gone well so far.
+    pub fn close(self) -> Log {
+        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        (&self.stream).read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"", "no reply is left");
+        match self.served.join().unwrap() {
+            SessionEnd::Closed => {}
+            SessionEnd::Failed(error) => panic!("{error}"),
+        }
+        assert!(self.log.seen().closed && self.log.seen().running.is_empty());
+        self.log
+    }
+
+    /// Is it still served?
+    pub fn assert_alive(&self) {
+        assert_eq!(self.get(FrontendReq::GET_FEATURES, &[]).len(), 8);
+    }
+
+    /// Share a guest's memory.
+    pub fn set_memory(&self, rams: &[&GuestRam]) {
+        let specs: Vec<RegionSpec> = rams.iter().map(|ram| ram.spec()).collect();
+        let fds: Vec<BorrowedFd<'_>> = specs.iter().map(|spec| spec.file.as_fd()).collect();
+        self.ask(FrontendReq::SET_MEM_TABLE, &mem_table(&specs), &fds);
+    }
+
+    /// Tell all about a queue, with the kick descriptor last.
+    pub fn set_up_queue(&self, index: u32, driver: &Driver) {
+        let config = driver.config();
+        self.ask(FrontendReq::SET_VRING_NUM, &words(&[index, config.size.into()]), &[]);
+        self.ask(
+            FrontendReq::SET_VRING_BASE,
+            &words(&[index, config.next_avail.into()]),
+            &[],
+        );
+        self.ask(FrontendReq::SET_VRING_ADDR, &vring_addr(index, driver), &[]);
+        self.ask(
+            FrontendReq::SET_VRING_CALL,
+            &u64::from(index).to_ne_bytes(),
+            &[event_fd().as_fd()],
+        );
+        self.ask(FrontendReq::SET_VRING_ENABLE, &words(&[index, 1]), &[]);
+        self.ask(
+            FrontendReq::SET_VRING_KICK,
+            &u64::from(index).to_ne_bytes(),
+            &[event_fd().as_fd()],
+        );
+    }
+
+    /// A chain there and back.
+    pub fn round(&self, index: u16, driver: &mut Driver) {
+        let added = driver.add_bytes(&[b"ping"], &[4]).unwrap();
+        driver.publish();
+        assert_eq!(self.log.answer(index), Ok(1));
+        assert_eq!(driver.used(), Some((added.head, 4)));
+        assert_eq!(driver.read(added.writable[0].0, 4), b"pong");
+    }
+
+    /// Send bytes slowly.
+    pub fn drip(&self, bytes: &[u8]) {
+        for byte in bytes {
+            (&self.stream).write_all(&[*byte]).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+/// A session with one queue that works.
+pub fn working() -> (Frontend, GuestRam, Driver) {
+    working_without(None)
+}
+
+pub fn working_without(off: Option<Check>) -> (Frontend, GuestRam, Driver) {
+    let ram = GuestRam::new(1 << 20);
+    let mut driver = Driver::new(&ram, 8, 0);
+    let frontend = Frontend::start(true, off).negotiated();
+    frontend.set_memory(&[&ram]);
+    frontend.set_up_queue(0, &driver);
+    frontend.round(0, &mut driver);
+    (frontend, ram, driver)
+}
+
+pub fn message(request: FrontendReq, flags: u32, body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len()).unwrap();
+    let mut message = words(&[request.into(), flags, len]);
+    message.extend(body);
+    message
+}
+
+pub fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+pub fn region(spec: &RegionSpec) -> Vec<u8> {
+    let fields = [spec.guest_phys_addr, spec.len, spec.user_addr, spec.mmap_offset];
+    fields.iter().flat_map(|field| field.to_ne_bytes()).collect()
+}
+
+pub fn mem_table(specs: &[RegionSpec]) -> Vec<u8> {
+    let count = u32::try_from(specs.len()).unwrap();
+    words(&[count, 0])
+        .into_iter()
+        .chain(specs.iter().flat_map(region))
+        .collect()
+}
+
+pub fn single_region(spec: &RegionSpec) -> Vec<u8> {
+    [0; 8].into_iter().chain(region(spec)).collect()
+}
+
+pub fn vring_addr(index: u32, driver: &Driver) -> Vec<u8> {
+    let config = driver.config();
+    let mut body = words(&[index, 0]);
+    for addr in [config.desc, config.used, config.avail, 0] {
+        body.extend((if addr == 0 { 0 } else { addr + USER_OFFSET }).to_ne_bytes());
+    }
+    body
+}
+
+pub fn event_fd() -> OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC).unwrap()
+}

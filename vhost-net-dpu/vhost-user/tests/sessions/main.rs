@@ -1,0 +1,7 @@
+//! Sessions over real sockets, from front-ends that keep the protocol and from those that do not.
+
+mod device;
+mod frontend;
+mod hostile;
+mod interop;
+mod resources;
