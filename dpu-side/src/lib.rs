@@ -1,1 +1,33 @@
-//! .
+//! The DPU's side: enforces what the broker wants, serves the host's link and runs the datapath.
+//!
+//! ```text
+//! broker ── broker_channel ──► gate (shuts at once) ──► enforcement ◄── link (host's requests) ◄── shim
+//!                                      │                    │  ▲
+//!                                      ▼                    ▼  │ rings live, session over
+//!                                   worker: datapath ◄── sessions (vhost-user, one thread each) ◄── VMM
+//! ```
+//!
+//! One thread, [`enforcement`], decides; it runs the pure core of `outboard_protocol::card_side` and performs its
+//! effects in order. The datapath runs on the worker of `outboard_engine` and is reached only by closures between two
+//! breaths. What must not wait for a disk, silence after a revocation, goes past the enforcement through the [`gate`].
+#![forbid(unsafe_code)]
+
+pub mod broker_channel;
+pub mod broker_stream;
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod datapath;
+pub mod devices;
+mod durable;
+pub mod enforcement;
+pub mod enrolment;
+pub mod error;
+pub mod gate;
+pub mod identity;
+pub mod link;
+pub mod sessions;
+pub mod state_file;
+pub mod telemetry;
+pub mod tls;
+pub mod volumes;

@@ -56,17 +56,14 @@ pub struct WorkerConfig {
 pub enum StartError {
     /// The kernel, or a container's filter, forbids `io_uring`.
     #[error(
-        "the kernel does not permit io_uring to this process ({0}), and without it a host could block the datapath\n  \
-         fix: set sysctl kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows io_uring"
+        "the kernel does not permit io_uring to this process ({0}), and without it a host could block the datapath"
     )]
     IoUringForbidden(io::Error),
     /// `io_uring` could not be set up for want of memory or descriptors.
-    #[error(
-        "io_uring could not be set up: {0}\n  fix: raise the limits on locked memory (ulimit -l) and open files (ulimit -n)"
-    )]
+    #[error("io_uring could not be set up: {0}")]
     IoUring(io::Error),
     /// The core does not exist or is not allowed to this process.
-    #[error("the worker cannot be pinned to core {core}: {source}\n  fix: name a core from `taskset -cp $$`, or none")]
+    #[error("the worker cannot be pinned to core {core}: {source}")]
     Core {
         /// The configured core.
         core: usize,
@@ -74,13 +71,23 @@ pub enum StartError {
         source: Errno,
     },
     /// Threads, epoll or eventfds ran out.
-    #[error(
-        "the worker cannot start: {0}\n  fix: raise the limits on open files (ulimit -n) and processes (ulimit -u)"
-    )]
+    #[error("the worker cannot start: {0}")]
     Resources(#[from] io::Error),
 }
 
 impl StartError {
+    /// What the operator can do.
+    pub fn fix(&self) -> &'static str {
+        match self {
+            Self::IoUringForbidden(_) => {
+                "set sysctl kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows io_uring"
+            }
+            Self::IoUring(_) => "raise the limits on locked memory (ulimit -l) and open files (ulimit -n)",
+            Self::Core { .. } => "name a core that `taskset -cp $$` shows, or none",
+            Self::Resources(_) => "raise the limits on open files (ulimit -n) and processes (ulimit -u)",
+        }
+    }
+
     fn of_io_uring(error: io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM | Errno::EACCES | Errno::ENOSYS | Errno::EINVAL) => Self::IoUringForbidden(error),

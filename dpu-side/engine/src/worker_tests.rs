@@ -205,18 +205,21 @@ fn a_core_that_does_not_exist_is_named() {
         core: Some(1023),
         ..config()
     };
-    let error = spawn(config, Probe::default())
-        .err()
-        .expect("there is no such core")
-        .to_string();
-    assert!(error.contains("core 1023") && error.contains("fix:"), "{error}");
+    let error = spawn(config, Probe::default()).err().expect("there is no such core");
+    assert!(
+        error.to_string().contains("core 1023") && error.fix().contains("taskset"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_kernel_without_io_uring_is_named_as_such() {
     let error = StartError::of_io_uring(Errno::EPERM.into());
     assert!(matches!(&error, StartError::IoUringForbidden(_)));
-    assert!(error.to_string().contains("kernel.io_uring_disabled"), "{error}");
+    assert!(
+        error.to_string().contains("io_uring") && error.fix().contains("kernel.io_uring_disabled"),
+        "{error}"
+    );
     assert!(matches!(
         StartError::of_io_uring(Errno::ENOMEM.into()),
         StartError::IoUring(_)

@@ -74,9 +74,11 @@ pub enum Check {
     VolumeRange,
     /// A read-only volume is not written.
     VolumeReadOnly,
+    /// What is no longer granted is shut before anything that may wait.
+    SilenceFirst,
 }
 
-const ALL: [(Check, &str); 32] = [
+const ALL: [(Check, &str); 33] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -109,6 +111,7 @@ const ALL: [(Check, &str); 32] = [
     (Check::CanonicalOnly, "canonical-only"),
     (Check::VolumeRange, "volume-range"),
     (Check::VolumeReadOnly, "volume-read-only"),
+    (Check::SilenceFirst, "silence-first"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -1,0 +1,254 @@
+//! The daemon: everything put together, started in order and stopped in reverse.
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, mpsc::SyncSender},
+    thread::JoinHandle,
+};
+
+use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use outboard_engine::{WorkerConfig, WorkerHandle};
+use outboard_protocol::card_side::{CardCore, CardRecord};
+use tokio::{runtime::Runtime, sync::watch};
+
+use crate::{
+    broker_channel::{Channel, Outbox},
+    clock,
+    config::Config,
+    datapath::Datapath,
+    enforcement::{self, Enforcement, Message, Parts},
+    error::Failure,
+    gate::Gate,
+    identity::Identity,
+    link::{Host, LinkServer, Links, Settings},
+    sessions::Sessions,
+    state_file::{Damage, Loaded, StateFile},
+    telemetry,
+    volumes::Opener,
+};
+
+/// A running daemon.
+pub struct Daemon {
+    runtime: Runtime,
+    link: LinkServer,
+    worker: WorkerHandle<Datapath>,
+    enforcement: SyncSender<Message>,
+    thread: JoinHandle<()>,
+    ended: watch::Receiver<Option<String>>,
+    _lock: Flock<std::fs::File>,
+}
+
+impl Daemon {
+    /// Starts with what the last process left, whether the broker is there or not.
+    pub fn start(config: &Config) -> Result<Self, Failure> {
+        let lock = lock(&config.state_dir)?;
+        let identity = Identity::load(&config.state_dir)?;
+        check_identity(config, &identity)?;
+        let (state_file, record) = load_state(&config.state_dir)?;
+        let (core, effects) = CardCore::start(identity.card.clone(), record, clock::now());
+        let (messages, inbox) = enforcement::channel();
+        let (worker, ended) = start_worker(config, &messages)?;
+        let gate = Gate::new(core.desired(), worker.clone());
+        let outbox = Outbox::new(core.desired().version());
+        let dpu_epoch = core.dpu_epoch();
+        let links = Arc::new(Links::default());
+        let parts = Parts {
+            worker: worker.clone(),
+            gate: gate.clone(),
+            disk: Box::new(state_file),
+            opener: Opener::new(config.volume_dir.clone(), config.limits.memory_volume_bytes),
+            sessions: Sessions::new(config.limits.sessions, worker.clone(), messages.clone()),
+            links: Arc::clone(&links),
+            outbox: outbox.clone(),
+        };
+        let enforcement = Enforcement::start(core, effects, parts).map_err(|e| {
+            Failure::io(
+                "write the state in",
+                &config.state_dir,
+                &e,
+                "check the directory's owner and the free space",
+            )
+        })?;
+        let link = LinkServer::start(link_settings(config, &identity), links, messages.clone())?;
+        let no_thread =
+            |e: io::Error| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)");
+        let thread = std::thread::Builder::new()
+            .name("enforcement".into())
+            .spawn(move || enforcement.run(&inbox))
+            .map_err(no_thread)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(no_thread)?;
+        let channel = Channel {
+            state_dir: config.state_dir.clone(),
+            broker: config.broker.clone(),
+            serial: config.serial.clone(),
+            dpu_epoch,
+            outbox: outbox.clone(),
+            gate,
+            enforcement: messages.clone(),
+        };
+        runtime.spawn(channel.run());
+        runtime.spawn(telemetry::run(worker.clone(), outbox));
+        tracing::info!(
+            "card '{}' serves its host at {}",
+            identity.card,
+            config.link_socket.display()
+        );
+        Ok(Self {
+            runtime,
+            link,
+            worker,
+            enforcement: messages,
+            thread,
+            ended,
+            _lock: lock,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT, or until the datapath fails, which is an error.
+    pub fn wait(&self) -> Result<(), Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut ended = self.ended.clone();
+        self.runtime.block_on(async {
+            let no_signal = |e: io::Error| Failure::new(format!("signals cannot be received: {e}"), "report this");
+            let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
+            let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
+            tokio::select! {
+                _ = terminate.recv() => Ok(()),
+                _ = interrupt.recv() => Ok(()),
+                why = ended.wait_for(Option::is_some) => {
+                    let why = why.ok().and_then(|w| w.clone()).unwrap_or_else(|| "without saying why".into());
+                    Err(Failure::new(format!("the datapath's worker ended: {why}"), "restart outboard-dpu, and report this"))
+                }
+            }
+        })
+    }
+
+    /// Closes the link, ends all sessions, waits for what is in flight and ends.
+    pub fn stop(self) {
+        self.link.stop();
+        // If the enforcement has ended, there is nothing to stop.
+        let _ = self.enforcement.send(Message::Stop);
+        let _ = self.thread.join();
+        self.worker.stop();
+        self.runtime.shutdown_background();
+        tracing::info!("stopped");
+    }
+}
+
+/// One daemon per state directory: two would overwrite each other's records.
+fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, Failure> {
+    let path = state_dir.join("lock");
+    std::fs::create_dir_all(state_dir).map_err(|e| {
+        Failure::io(
+            "make the directory",
+            state_dir,
+            &e,
+            "check its parent's owner, or state_dir",
+        )
+    })?;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let file = file.map_err(|e| Failure::io("open", &path, &e, "check the directory's owner"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => Failure::new(
+            format!("another outboard-dpu uses the state directory {}", state_dir.display()),
+            "stop it, or give this one another state_dir",
+        ),
+        e => Failure::io("lock", &path, &e.into(), "use a local file system for state_dir"),
+    })
+}
+
+fn check_identity(config: &Config, identity: &Identity) -> Result<(), Failure> {
+    if let Some(card) = config.card.as_ref().filter(|c| **c != identity.card) {
+        return Err(Failure::new(
+            format!(
+                "this card is enrolled as '{}' but the configuration says card = '{card}'",
+                identity.card
+            ),
+            format!("correct the configuration, or enrol again with a token from `outboard card enrol {card}`"),
+        ));
+    }
+    if let Err(invalid) = identity.check_validity(Timestamp::now()) {
+        // What was granted is served all the same: a broker that cannot be reached stops no guest.
+        tracing::error!("{invalid}; the broker will not accept it; fix: {}", invalid.fix());
+    }
+    Ok(())
+}
+
+/// The state that the last process left. One that cannot be used is set aside, and nothing is granted until the broker
+/// has sent its desired state.
+fn load_state(state_dir: &Path) -> Result<(StateFile, Option<CardRecord>), Failure> {
+    let unreadable = |e: io::Error| {
+        Failure::io(
+            "read the state in",
+            state_dir,
+            &e,
+            "check the directory's owner and disk",
+        )
+    };
+    let (file, loaded) = StateFile::open(state_dir).map_err(unreadable)?;
+    let damage = match loaded {
+        Loaded::Fresh => return Ok((file, None)),
+        Loaded::State(bytes) => match CardRecord::decode(&bytes) {
+            Ok(record) => return Ok((file, Some(record))),
+            Err(e) => Damage::Content(e.to_string()),
+        },
+        Loaded::Damaged(damage) => damage,
+    };
+    let aside = file.set_aside(clock::now().unix_s).map_err(unreadable)?;
+    tracing::error!(
+        "the state file {} is not used: {damage}; it is kept as {}; nothing is granted until the broker is connected; fix: \
+         nothing to do if the broker can be reached, but find out why (a crash alone does not do this)",
+        file.path().display(),
+        aside.display()
+    );
+    Ok((file, None))
+}
+
+type Started = (WorkerHandle<Datapath>, watch::Receiver<Option<String>>);
+
+fn start_worker(config: &Config, messages: &SyncSender<Message>) -> Result<Started, Failure> {
+    let settings = WorkerConfig {
+        name: "datapath".into(),
+        core: config.worker_core,
+        spin: config.limits.spin(),
+    };
+    let (worker, thread) = outboard_engine::spawn(settings, Datapath::new(messages.clone()))
+        .map_err(|e| Failure::new(e.to_string(), e.fix()))?;
+    let (ended, end) = watch::channel(None);
+    let watching = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+        let why = match thread.join() {
+            Ok(Ok(())) => "it was stopped".to_owned(),
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => "it failed an assertion, see above".to_owned(),
+        };
+        ended.send_replace(Some(why));
+    });
+    watching.map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
+    Ok((worker, end))
+}
+
+fn link_settings(config: &Config, identity: &Identity) -> Settings {
+    Settings {
+        path: config.link_socket.clone(),
+        uids: config.host_uids.clone(),
+        connections_max: config.limits.connections,
+        // The host of a link has its card's name.
+        host: Host {
+            name: identity.card.clone(),
+            requests_per_s: config.limits.requests_per_s,
+        },
+    }
+}

@@ -1,0 +1,229 @@
+//! What the worker polls: the switch and the volumes.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::mpsc::SyncSender,
+};
+
+use outboard_engine::{Io, Workload};
+use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
+use outboard_ring::CallFd;
+use outboard_vhost_user::{DeviceError, QueueResources};
+use outboard_vswitch::{PortCounters, PortPolicy, Switch};
+use vhost_blk_dpu::{BlkUnit, VolumeCounters};
+
+use crate::enforcement::Message;
+
+/// The descriptors of a running queue.
+struct Wire {
+    object: ObjectRef,
+    queue: u16,
+    /// Our own copy of the kick, so that it can be unwatched whoever closes the other one first.
+    kick: Option<OwnedFd>,
+    call: Option<CallFd>,
+}
+
+/// A volume that is set up.
+struct Volume {
+    unit: BlkUnit,
+    /// Its binding may exchange data. Once shut, a unit stays shut: its binding has ended.
+    open: bool,
+}
+
+/// The datapath of one worker. Its methods run on the worker.
+pub struct Datapath {
+    switch: Switch,
+    volumes: BTreeMap<Name, Volume>,
+    wires: Vec<Wire>,
+    /// Where it is reported that a host broke its own call.
+    events: SyncSender<Message>,
+}
+
+impl Datapath {
+    /// A datapath without ports and volumes.
+    pub fn new(events: SyncSender<Message>) -> Self {
+        Self {
+            switch: Switch::new(),
+            volumes: BTreeMap::new(),
+            wires: Vec::new(),
+            events,
+        }
+    }
+
+    /// Puts the policy of all ports in force, in one step.
+    pub fn set_ports(&mut self, policies: Vec<PortPolicy>) {
+        self.switch.set_ports(policies);
+    }
+
+    /// Nothing goes in or out of the object's device from now on.
+    pub fn shut(&mut self, object: &ObjectRef) {
+        match object.kind {
+            ObjectKind::Port => self.switch.shut(object.name.as_str()),
+            ObjectKind::Volume => {
+                if let Some(volume) = self.volumes.get_mut(&object.name) {
+                    volume.open = false;
+                    volume.unit.shut();
+                }
+            }
+        }
+    }
+
+    /// The object's device may exchange data.
+    pub fn open(&mut self, object: &ObjectRef) {
+        match object.kind {
+            ObjectKind::Port => self.switch.open(object.name.as_str()),
+            ObjectKind::Volume => {
+                if let Some(volume) = self.volumes.get_mut(&object.name) {
+                    volume.open = true;
+                }
+            }
+        }
+    }
+
+    /// Is the volume set up?
+    pub fn has_volume(&self, name: &Name) -> bool {
+        self.volumes.contains_key(name)
+    }
+
+    /// Sets a volume up; until it is opened, no queue of it starts.
+    pub fn add_volume(&mut self, name: Name, unit: BlkUnit, io: &mut Io) -> io::Result<()> {
+        for fd in unit.wake_fds() {
+            io.watch(fd)?;
+        }
+        self.volumes.insert(name, Volume { unit, open: false });
+        Ok(())
+    }
+
+    /// Takes a volume down; the caller drops it elsewhere, since closing a file may take long.
+    pub fn remove_volume(&mut self, name: &Name, io: &mut Io) -> Option<BlkUnit> {
+        let unit = self.volumes.remove(name)?.unit;
+        unit.wake_fds().into_iter().for_each(|fd| io.unwatch(fd));
+        Some(unit)
+    }
+
+    /// A volume's features and config space.
+    pub fn volume_features(&self, name: &Name) -> Option<(u64, Vec<u8>)> {
+        self.volumes
+            .get(name)
+            .map(|volume| (volume.unit.features(), volume.unit.config_space()))
+    }
+
+    /// Serves a queue of the object's device.
+    pub fn start_queue(
+        &mut self,
+        object: &ObjectRef,
+        index: u16,
+        queue: QueueResources,
+        io: &mut Io,
+    ) -> Result<(), DeviceError> {
+        let other = |e: io::Error| DeviceError::Other(Box::new(e));
+        let kick = queue
+            .kick
+            .as_ref()
+            .map(|kick| kick.as_fd().try_clone_to_owned())
+            .transpose()
+            .map_err(other)?;
+        let wire = Wire {
+            object: object.clone(),
+            queue: index,
+            kick,
+            call: queue.call.clone(),
+        };
+        match object.kind {
+            ObjectKind::Port => self.switch.start_queue(object.name.as_str(), index, queue)?,
+            ObjectKind::Volume => self.open_volume(object)?.start_queue(index, queue)?,
+        }
+        if let Some(kick) = &wire.kick {
+            io.watch(kick.as_fd()).map_err(other)?;
+        }
+        self.wires.push(wire);
+        Ok(())
+    }
+
+    /// Stops a queue. `done` is called with the index at which its available ring goes on once nothing of it is in
+    /// flight, which for a volume may be much later.
+    pub fn stop_queue(
+        &mut self,
+        object: &ObjectRef,
+        index: u16,
+        done: Box<dyn FnOnce(Option<u16>) + Send>,
+        io: &mut Io,
+    ) {
+        if let Some(at) = self.wires.iter().position(|w| w.object == *object && w.queue == index)
+            && let Some(kick) = self.wires.swap_remove(at).kick
+        {
+            io.unwatch(kick.as_fd());
+        }
+        match object.kind {
+            ObjectKind::Port => done(self.switch.stop_queue(object.name.as_str(), index)),
+            ObjectKind::Volume => match self.volumes.get_mut(&object.name) {
+                Some(volume) => volume.unit.stop_queue(index, done),
+                None => done(None),
+            },
+        }
+    }
+
+    /// Calls the driver of a running queue by another descriptor from now on.
+    pub fn set_call(&mut self, object: &ObjectRef, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
+        match object.kind {
+            ObjectKind::Port => self.switch.set_call(object.name.as_str(), index, call.clone())?,
+            ObjectKind::Volume => self.open_volume(object)?.set_call(index, call.clone())?,
+        }
+        if let Some(wire) = self.wires.iter_mut().find(|w| w.object == *object && w.queue == index) {
+            wire.call = call;
+        }
+        Ok(())
+    }
+
+    /// Counters of everything that is set up.
+    pub fn counters(&self) -> (Vec<PortCounters>, Vec<(Name, VolumeCounters)>) {
+        let volumes = self.volumes.iter().map(|(name, v)| (name.clone(), v.unit.counters()));
+        (self.switch.counters(), volumes.collect())
+    }
+
+    fn open_volume(&mut self, object: &ObjectRef) -> Result<&mut BlkUnit, DeviceError> {
+        match self.volumes.get_mut(&object.name) {
+            Some(Volume { unit, open: true }) => Ok(unit),
+            _ => Err(DeviceError::NotGranted {
+                object: object.to_string(),
+            }),
+        }
+    }
+}
+
+impl Workload for Datapath {
+    fn breathe(&mut self, io: &mut Io) -> bool {
+        let mut worked = self.switch.breathe(io);
+        for volume in self.volumes.values_mut() {
+            worked |= volume.unit.breathe(io);
+        }
+        worked
+    }
+
+    fn before_sleep(&mut self, _: &mut Io) -> bool {
+        let mut waiting = self.switch.before_sleep();
+        for volume in self.volumes.values_mut() {
+            waiting |= volume.unit.before_sleep();
+        }
+        waiting
+    }
+
+    fn after_sleep(&mut self, _: &mut Io) {
+        self.switch.after_sleep();
+        self.volumes.values_mut().for_each(|volume| volume.unit.after_sleep());
+    }
+
+    fn call_broken(&mut self, call: &CallFd, _: &mut Io) {
+        let number = call.as_fd().as_raw_fd();
+        let is_it = |w: &&Wire| w.call.as_ref().is_some_and(|c| c.as_fd().as_raw_fd() == number);
+        let Some((object, queue)) = self.wires.iter().find(is_it).map(|w| (w.object.clone(), w.queue)) else {
+            return;
+        };
+        // Not called any more, so that it costs nothing until its session is closed. A shut device calls nobody.
+        let _ = self.set_call(&object, queue, None);
+        // If the enforcement has that much to do already, the queue stays without calls until its session ends.
+        let _ = self.events.try_send(Message::CallBroken { object, queue });
+    }
+}

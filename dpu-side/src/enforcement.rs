@@ -1,0 +1,410 @@
+//! The one thread that decides: it feeds what happens to the pure core and does what the core says, in its order.
+//!
+//! Everything that waits for a disk waits here, one thing after the other; silence does not come through here but
+//! through the [`Gate`].
+
+use std::{
+    collections::VecDeque,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use outboard_engine::{WorkerGone, WorkerHandle};
+use outboard_protocol::{
+    binding::{Now, not_granted},
+    card::FromCard,
+    card_side::{CardCore, Effect, Input},
+    desired::Port,
+    id::{Generation, ObjectKind, ObjectRef},
+    link::Reply,
+    refusal::{Code, Refusal},
+};
+use outboard_vswitch::PortPolicy;
+
+use crate::{
+    broker_channel::Outbox, clock, datapath::Datapath, gate::Gate, link::Links, sessions::Sessions, volumes::Opener,
+};
+
+/// Messages that may wait; a sender beyond that waits itself.
+pub const MESSAGES_MAX: usize = 1024;
+/// How often the core is told the time.
+const TICK: Duration = Duration::from_secs(1);
+/// Longest wait for sessions to end when the daemon stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What happens to the DPU.
+pub enum Message {
+    /// From the broker's channel.
+    Broker(Input),
+    /// A host's request, with the socket that came along, and where the answer goes.
+    Host {
+        /// The request.
+        input: Input,
+        /// For [`Input::Connect`].
+        stream: Option<UnixStream>,
+        /// Gets exactly one answer.
+        reply: SyncSender<Reply>,
+    },
+    /// From a session.
+    Datapath(Input),
+    /// A host made a guest's call descriptor block.
+    CallBroken {
+        /// The device.
+        object: ObjectRef,
+        /// Its queue.
+        queue: u16,
+    },
+    /// Close all sessions and end.
+    Stop,
+}
+
+/// Where the core's records go. A trait so that tests can have a slow or broken disk.
+pub trait Disk: Send {
+    /// Makes `record` durable in place of the former one.
+    fn save(&mut self, record: &[u8]) -> std::io::Result<()>;
+}
+
+impl Disk for crate::state_file::StateFile {
+    fn save(&mut self, record: &[u8]) -> std::io::Result<()> {
+        Self::save(self, record)
+    }
+}
+
+/// What the enforcement works with.
+pub struct Parts {
+    /// The datapath.
+    pub worker: WorkerHandle<Datapath>,
+    /// Who may be open.
+    pub gate: Gate,
+    /// The core's memory.
+    pub disk: Box<dyn Disk>,
+    /// Opens volumes.
+    pub opener: Opener,
+    /// Device sessions.
+    pub sessions: Sessions,
+    /// The host's connections.
+    pub links: Arc<Links>,
+    /// What the broker is to hear.
+    pub outbox: Outbox,
+}
+
+/// The state of the thread.
+pub struct Enforcement {
+    core: CardCore,
+    parts: Parts,
+    /// Inputs that effects gave rise to.
+    followed: VecDeque<Input>,
+    /// Our own inputs whose consequences could not be made durable; tried again with each tick.
+    retried: VecDeque<Input>,
+}
+
+/// Why the effects of an input were not all performed.
+enum Stopped {
+    /// The record could not be saved.
+    Disk(std::io::Error),
+    /// The datapath has ended, and with it the daemon.
+    Worker,
+}
+
+impl From<WorkerGone> for Stopped {
+    fn from(_: WorkerGone) -> Self {
+        Self::Worker
+    }
+}
+
+/// What came with an input.
+#[derive(Default)]
+struct Origin {
+    stream: Option<UnixStream>,
+    reply: Option<SyncSender<Reply>>,
+}
+
+impl Enforcement {
+    /// Performs what the core wants at start. Fails only if its record cannot be saved.
+    pub fn start(core: CardCore, effects: Vec<Effect>, parts: Parts) -> Result<Self, std::io::Error> {
+        let mut this = Self {
+            core,
+            parts,
+            followed: VecDeque::new(),
+            retried: VecDeque::new(),
+        };
+        match this.perform(effects, &mut Origin::default()) {
+            Ok(()) => {}
+            Err(Stopped::Disk(e)) => return Err(e),
+            Err(Stopped::Worker) => return Err(std::io::Error::other(WorkerGone)),
+        }
+        this.follow(clock::now());
+        Ok(this)
+    }
+
+    /// Works until [`Message::Stop`].
+    pub fn run(mut self, messages: &Receiver<Message>) {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let wait = next_tick.saturating_duration_since(Instant::now());
+            match messages.recv_timeout(wait) {
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(message) => self.take(message, clock::now()),
+                Err(RecvTimeoutError::Timeout) => {
+                    next_tick = Instant::now() + TICK;
+                    self.tick(clock::now());
+                }
+            }
+        }
+        self.stop(messages);
+    }
+
+    /// One message.
+    pub fn take(&mut self, message: Message, now: Now) {
+        match message {
+            Message::Broker(input) => self.handle(input, Origin::default(), now),
+            Message::Host { input, stream, reply } => self.take_host(input, stream, reply, now),
+            Message::Datapath(input) => {
+                if let Input::SessionClosed { session } = &input {
+                    self.parts.sessions.closed(*session);
+                }
+                self.handle(input, Origin::default(), now);
+            }
+            Message::CallBroken { object, queue } => {
+                tracing::error!(
+                    "{object}: host made the call eventfd of queue {queue} block and filled it; its session is closed; fix: \
+                     restart the VM, or find out what in the host writes to that eventfd"
+                );
+                self.parts.sessions.close_of(&object);
+            }
+            Message::Stop => {}
+        }
+        self.follow(now);
+    }
+
+    fn take_host(&mut self, input: Input, stream: Option<UnixStream>, reply: SyncSender<Reply>, now: Now) {
+        if matches!(input, Input::Connect { .. }) && self.parts.sessions.is_full() {
+            let text = "this DPU serves as many devices as it may: raise limits.sessions in its configuration";
+            answer(
+                &reply,
+                Reply::Refused {
+                    refusal: Refusal::new(Code::Quota, text),
+                },
+            );
+            return;
+        }
+        self.handle(
+            input,
+            Origin {
+                stream,
+                reply: Some(reply),
+            },
+            now,
+        );
+    }
+
+    fn tick(&mut self, now: Now) {
+        self.handle(Input::Tick, Origin::default(), now);
+        for input in std::mem::take(&mut self.retried) {
+            self.handle(input, Origin::default(), now);
+        }
+        self.follow(now);
+    }
+
+    fn follow(&mut self, now: Now) {
+        while let Some(input) = self.followed.pop_front() {
+            self.handle(input, Origin::default(), now);
+        }
+    }
+
+    fn handle(&mut self, input: Input, mut origin: Origin, now: Now) {
+        let before = self.core.clone();
+        let effects = self.core.handle(input.clone(), now);
+        match self.perform(effects, &mut origin) {
+            Ok(()) => {}
+            Err(Stopped::Disk(e)) => {
+                self.core = before;
+                self.not_durable(input, &e);
+            }
+            // The daemon ends; whoever watches the worker says why.
+            Err(Stopped::Worker) => {}
+        }
+        if let Some(reply) = origin.reply {
+            let text = "the DPU cannot serve this now: try again, or ask the operator to look at its log";
+            answer(
+                &reply,
+                Reply::Refused {
+                    refusal: Refusal::new(Code::Unavailable, text),
+                },
+            );
+        }
+    }
+
+    /// The core forgot the input. Whoever sent it will ask again; what we know ourselves we must not lose.
+    fn not_durable(&mut self, input: Input, error: &std::io::Error) {
+        tracing::error!(
+            "the state cannot be saved, so nothing new is granted: {error}; fix: free space in state_dir, or repair its disk"
+        );
+        match input {
+            Input::Desired(_) | Input::BrokerConnected | Input::InventoryAcked { .. } => self.parts.outbox.reconnect(),
+            Input::Prepared { .. } | Input::Fault { .. } | Input::RingsLive { .. } => self.retried.push_back(input),
+            Input::RingsStopped { .. } | Input::SessionClosed { .. } => self.retried.push_back(input),
+            Input::HostHello { .. } | Input::Redeem { .. } | Input::Connect { .. } | Input::Release { .. } => {}
+            Input::Tick => {}
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>, origin: &mut Origin) -> Result<(), Stopped> {
+        for effect in effects {
+            self.perform_one(effect, origin)?;
+        }
+        Ok(())
+    }
+
+    fn perform_one(&mut self, effect: Effect, origin: &mut Origin) -> Result<(), Stopped> {
+        match effect {
+            Effect::Shut { object } => self.parts.gate.shut(&object)?,
+            Effect::CloseSession { session, .. } => self.parts.sessions.close(session),
+            Effect::Persist(record) => self.parts.disk.save(&record).map_err(Stopped::Disk)?,
+            Effect::Configure => self.configure()?,
+            Effect::Teardown { object } => self.tear_down(&object)?,
+            Effect::Prepare { object, generation } => self.prepare(object, generation)?,
+            Effect::Open { object } => self.open(&object)?,
+            Effect::OpenSession { object, session } => match origin.stream.take() {
+                Some(stream) => {
+                    if let Err(e) = self.parts.sessions.open(object.clone(), session, stream) {
+                        tracing::error!("{object}: no session: {e}; fix: raise the limit on processes (ulimit -u)");
+                        self.followed.push_back(Input::SessionClosed { session });
+                    }
+                }
+                None => self.followed.push_back(Input::SessionClosed { session }),
+            },
+            Effect::Reply(reply) => {
+                if let Some(to) = origin.reply.take() {
+                    answer(&to, reply);
+                }
+            }
+            Effect::SendRevoked { object, generation, .. } => {
+                tracing::info!("{object}: generation {generation} was revoked");
+                self.parts.links.revoked(&object, generation);
+            }
+            Effect::RefuseDesired(refusal) => tracing::error!("a desired state was refused: {refusal}"),
+            Effect::SendApplied { revision } => {
+                self.parts.outbox.held(self.core.desired().version());
+                self.parts.outbox.applied(revision);
+            }
+            Effect::SendInventory { seq, bindings } => {
+                self.parts.outbox.inventory(FromCard::Inventory { seq, bindings });
+            }
+        }
+        Ok(())
+    }
+
+    fn configure(&mut self) -> Result<(), WorkerGone> {
+        let policies = self.core.desired().ports.iter().map(policy).collect();
+        self.parts.worker.call(move |datapath, _| datapath.set_ports(policies))
+    }
+
+    fn prepare(&mut self, object: ObjectRef, generation: Generation) -> Result<(), WorkerGone> {
+        let ready = match object.kind {
+            // Its policy was configured just before.
+            ObjectKind::Port => Ok(()),
+            ObjectKind::Volume => self.prepare_volume(&object)?,
+        };
+        self.followed.push_back(match ready {
+            Ok(()) => Input::Prepared { object, generation },
+            Err(error) => {
+                tracing::error!("{error}");
+                Input::Fault {
+                    object,
+                    generation,
+                    error,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn prepare_volume(&mut self, object: &ObjectRef) -> Result<Result<(), Refusal>, WorkerGone> {
+        let name = object.name.clone();
+        let asked = name.clone();
+        if self.parts.worker.call(move |datapath, _| datapath.has_volume(&asked))? {
+            return Ok(Ok(()));
+        }
+        let Some(volume) = self.core.desired().volume(&name) else {
+            return Ok(Err(not_granted(object)));
+        };
+        let unit = match self.parts.opener.open(volume) {
+            Ok(unit) => unit,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let added = self
+            .parts
+            .worker
+            .call(move |datapath, io| datapath.add_volume(name, unit, io))?;
+        Ok(added.map_err(|e| {
+            Refusal::new(
+                Code::Unavailable,
+                format!("{object}: {e}: raise the DPU's limit on open files"),
+            )
+        }))
+    }
+
+    fn open(&mut self, object: &ObjectRef) -> Result<(), WorkerGone> {
+        if let Some(binding) = self.core.binding(object) {
+            self.parts.gate.open(object, binding.fence(), &binding.host)?;
+        }
+        Ok(())
+    }
+
+    fn tear_down(&mut self, object: &ObjectRef) -> Result<(), WorkerGone> {
+        if object.kind == ObjectKind::Volume {
+            let name = object.name.clone();
+            // Dropped here: closing a file may take long, and the worker has no time.
+            drop(
+                self.parts
+                    .worker
+                    .call(move |datapath, io| datapath.remove_volume(&name, io))?,
+            );
+            self.parts.opener.closed(&object.name);
+        }
+        Ok(())
+    }
+
+    /// Ends all sessions and waits until nothing is in flight, but not for ever: a backend may hang.
+    fn stop(mut self, messages: &Receiver<Message>) {
+        self.parts.sessions.close_all();
+        let end = Instant::now() + STOP_TIMEOUT;
+        while !self.parts.sessions.is_empty() {
+            match messages.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(message @ Message::Datapath(_)) => self.take(message, clock::now()),
+                Ok(_) => {}
+                Err(_) => {
+                    tracing::warn!(
+                        "requests are still in flight after {} s; ending all the same",
+                        STOP_TIMEOUT.as_secs()
+                    );
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn policy(port: &Port) -> PortPolicy {
+    PortPolicy {
+        name: port.name.to_string(),
+        network: port.network.to_string(),
+        mac: port.mac.0,
+        addresses: port.addresses.clone(),
+    }
+}
+
+fn answer(to: &SyncSender<Reply>, reply: Reply) {
+    // The host may have gone meanwhile.
+    let _ = to.try_send(reply);
+}
+
+/// The channel to the enforcement.
+pub fn channel() -> (SyncSender<Message>, Receiver<Message>) {
+    sync_channel(MESSAGES_MAX)
+}

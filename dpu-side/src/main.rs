@@ -1,0 +1,110 @@
+//! `outboard-dpu`: enrols this card with its broker, and serves its host.
+#![forbid(unsafe_code)]
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use dpu_side::{config::Config, daemon::Daemon, enrolment, error::Failure};
+use tracing_subscriber::EnvFilter;
+
+/// The DPU's daemon: enforces what the broker wants, serves the host's link and runs the datapath.
+#[derive(Parser)]
+#[command(name = "outboard-dpu", version)]
+struct Cli {
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug or trace, or a filter as in RUST_LOG.
+    #[arg(long, env = "RUST_LOG", default_value = "info", global = true, value_name = "LEVEL")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Redeem a one-time token from `outboard card enrol` for this card's certificate.
+    Enrol {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The token. Give `-` to read it from standard input, where it shows in no process list.
+        #[arg(long)]
+        token: String,
+    },
+    /// Serve until SIGTERM or SIGINT.
+    Run {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = log_to_stderr(&cli).and_then(|()| match cli.command {
+        Command::Enrol { config, token } => enrol(&config, token),
+        Command::Run { config } => run(&config),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}\n  fix: {}", failure.fix());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(cli: &Cli) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&cli.log).map_err(|e| {
+        Failure::new(
+            format!("--log {:?} is no log level or filter: {e}", cli.log),
+            "use info, or debug",
+        )
+    })?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+fn enrol(config: &std::path::Path, token: String) -> Result<(), Failure> {
+    let config = Config::load(config)?;
+    let token = if token == "-" {
+        std::io::read_to_string(std::io::stdin())
+            .map_err(|e| Failure::new(format!("no token on standard input: {e}"), "give it with --token"))?
+    } else {
+        token
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| {
+        Failure::new(
+            format!("cannot start: {e}"),
+            "raise the limit on open files (ulimit -n)",
+        )
+    })?;
+    let identity = runtime.block_on(enrolment::enrol(&config, &token))?;
+    println!("card '{}' is enrolled with broker {}", identity.card, identity.broker);
+    Ok(())
+}
+
+fn run(config: &std::path::Path) -> Result<(), Failure> {
+    let config = Config::load(config)?;
+    if outboard_controls::SWITCHABLE {
+        tracing::warn!("this is a test build, in which checks can be turned off: never serve anybody's VMs with it");
+    }
+    let daemon = Daemon::start(&config)?;
+    let end = daemon.wait();
+    daemon.stop();
+    end
+}
