@@ -65,6 +65,3 @@ pub fn decide(ingress: &Ingress<'_>) -> Result<Output, DropReason> {
     }
     Err(DropReason::UnknownDestination)
 }
-
-#[cfg(test)]
-mod tests;
