@@ -367,3 +367,6 @@ impl Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
