@@ -21,8 +21,8 @@ use outboard_protocol::{
 };
 use outboard_shim_api::{DeviceView, LinkView, Problem, Release};
 
-pub use self::device::DeviceSettings;
-use self::device::{Binding, Device, Phase, Vmm};
+pub use self::device::{Binding, DeviceSettings};
+use self::device::{Device, Phase, Vmm};
 
 /// First delay before a redeem is repeated.
 pub const REDEEM_RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -105,21 +105,19 @@ pub enum Action {
     CloseVmm(ObjectRef, Connection),
     /// The device is gone: let go of its socket and thread.
     Remove(ObjectRef),
-    /// Make [`Agent::remembered`] durable before anything that follows.
+    /// Make [`Agent::leaving`] durable before anything that follows.
     Remember,
 }
 
-/// What has to outlive the shim's process: the operation under which an object was redeemed, so that redeeming it
-/// again is a repetition and not a second claim.
+/// What has to outlive the shim's process: an object that was detached and is still to be given back. What is attached
+/// needs no memory; the DPU tells a host again what it has.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Remembered {
+pub struct Leaving {
     /// The object.
     pub object: ObjectRef,
-    /// The operation that redeemed it, or was to.
-    pub operation: OperationId,
-    /// It is being given back.
-    pub leaving: bool,
+    /// Its binding, unless the DPU's answer to a redeem was still awaited.
+    pub binding: Option<Binding>,
 }
 
 /// Why a device cannot be attached or detached.
@@ -165,15 +163,15 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that knows what an earlier process remembered. `new_operation` makes operation ids, each new.
-    pub fn new(remembered: Vec<Remembered>, new_operation: fn() -> OperationId, now: Instant) -> Self {
+    /// An agent that gives back what an earlier process was to. `new_operation` makes operation ids, each new.
+    pub fn new(leaving: Vec<Leaving>, new_operation: fn() -> OperationId, now: Instant) -> Self {
         let problem = Problem {
             error: "the DPU has not been reached yet".to_owned(),
             remedy: "start outboard-dpu, and check link_socket".to_owned(),
         };
-        let devices = remembered
+        let devices = leaving
             .into_iter()
-            .map(|r| (r.object.clone(), Device::remembered(&r, now)))
+            .map(|leaving| (leaving.object, Device::leaving(leaving.binding, now)))
             .collect();
         Self {
             devices,
@@ -243,6 +241,10 @@ impl Agent {
             if matches!(device.phase, Phase::Attached | Phase::Idle { .. }) {
                 device.phase = Phase::Idle { retry_at: now };
             }
+            if device.binding.is_some() {
+                // What comes next is a release, another operation.
+                device.operation = None;
+            }
             self.actions.push(Action::Remember);
         } else {
             self.forget(object);
@@ -289,16 +291,13 @@ impl Agent {
     }
 
     /// What has to outlive the process.
-    pub fn remembered(&self) -> Vec<Remembered> {
-        let of = |(object, device): (&ObjectRef, &Device)| {
-            let operation = device.operation?;
-            Some(Remembered {
-                object: object.clone(),
-                operation,
-                leaving: device.leaving,
-            })
+    pub fn leaving(&self) -> Vec<Leaving> {
+        let leaving = self.devices.iter().filter(|(_, device)| device.leaving);
+        let of = |(object, device): (&ObjectRef, &Device)| Leaving {
+            object: object.clone(),
+            binding: device.binding,
         };
-        self.devices.iter().filter_map(of).collect()
+        leaving.map(of).collect()
     }
 
     /// When [`Input::Tick`] is due at the latest.
@@ -475,6 +474,14 @@ impl Agent {
                     retry_at: device.retry.failed(now),
                 };
             }
+            (Phase::Releasing { ticket: asked }, Reply::Refused { refusal })
+                if *asked == ticket && !ends_binding(refusal.code) =>
+            {
+                tracing::warn!(%object, %refusal, "the DPU cannot take it back now");
+                device.phase = Phase::Idle {
+                    retry_at: device.retry.failed(now),
+                };
+            }
             (Phase::Releasing { ticket: asked }, reply) if *asked == ticket => {
                 if reply != Reply::Released {
                     tracing::warn!(%object, ?reply, "the DPU had nothing to take back");
@@ -497,9 +504,12 @@ impl Agent {
             device.problem = None;
         }
         device.binding = Some(binding);
+        // Answered: to ask again later is another operation, or the old answer would be all there is to hear.
+        device.operation = None;
         device.revoked = false;
         device.retry.reset();
         device.phase = if device.leaving {
+            self.actions.push(Action::Remember);
             Phase::Idle { retry_at: now }
         } else {
             Phase::Attached
@@ -511,10 +521,13 @@ impl Agent {
             return;
         };
         let was_bound = device.binding.is_some();
-        Self::unbind(device, object, &mut self.actions);
-        if device.leaving {
-            self.forget(object);
-            return;
+        device.operation = None;
+        if ends_binding(refusal.code) {
+            Self::unbind(device, object, &mut self.actions);
+            if device.leaving {
+                self.forget(object);
+                return;
+            }
         }
         device.phase = Phase::Idle {
             retry_at: device.retry.failed(now),
@@ -556,22 +569,24 @@ impl Agent {
                 };
             }
             Reply::Refused { refusal } => {
-                let stale = matches!(refusal.code, Code::NotGranted | Code::Stale | Code::WrongState);
-                if stale {
+                device.problem = Some(refused(object, &refusal));
+                if ends_binding(refusal.code) {
                     Self::unbind(device, object, &mut self.actions);
                     device.phase = Phase::Idle {
                         retry_at: device.retry.failed(now),
                     };
+                    if refusal.code == Code::NotGranted {
+                        Self::mark_revoked(device, object);
+                    }
                 } else {
                     Self::close_vmm(device, object, &mut self.actions);
                 }
-                device.problem = Some(refused(object, &refusal));
             }
             _ => Self::close_vmm(device, object, &mut self.actions),
         }
     }
 
-    /// The binding is over: no session, no socket, and the next redeem is another operation.
+    /// The binding is over: no session, no socket, and what comes next is another operation.
     fn unbind(device: &mut Device, object: &ObjectRef, actions: &mut Vec<Action>) {
         Self::unbind_session(device, object, actions);
         device.operation = None;
@@ -599,8 +614,9 @@ impl Agent {
     }
 
     fn forget(&mut self, object: &ObjectRef) {
-        self.devices.remove(object);
-        self.actions.push(Action::Remember);
+        if self.devices.remove(object).is_some_and(|device| device.leaving) {
+            self.actions.push(Action::Remember);
+        }
     }
 
     /// Does whatever is due.
@@ -637,21 +653,19 @@ impl Agent {
         self.ticket_next += 1;
         self.tickets.insert(ticket, object.clone());
         let object = object.clone();
+        // The same operation until it is answered: an answer may have been lost.
+        let operation = *device.operation.get_or_insert_with(self.new_operation);
         let request = match device.binding {
             Some(Binding { generation, .. }) if device.leaving => {
                 device.phase = Phase::Releasing { ticket };
                 Request::Release {
-                    operation: (self.new_operation)(),
+                    operation,
                     object,
                     generation,
                 }
             }
             _ => {
                 device.phase = Phase::Redeeming { ticket };
-                let operation = *device.operation.get_or_insert_with(|| {
-                    self.actions.push(Action::Remember);
-                    (self.new_operation)()
-                });
                 Request::Redeem { operation, object }
             }
         };
@@ -699,6 +713,14 @@ impl Agent {
             _ => {}
         }
     }
+}
+
+/// True if a refusal says that the binding is not, or no longer, this host's; others may be different a moment later.
+fn ends_binding(code: Code) -> bool {
+    matches!(
+        code,
+        Code::NotGranted | Code::Stale | Code::WrongState | Code::OperationConflict
+    )
 }
 
 /// A refusal of the DPU's, for people.

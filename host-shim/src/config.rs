@@ -26,7 +26,7 @@ pub struct Config {
     pub api_uids: Vec<u32>,
     /// Where VMM sockets go that name no path: `ports/<name>.sock` and `volumes/<name>.sock`.
     pub socket_dir: PathBuf,
-    /// What outlives the process: the operations under which objects were redeemed. By default `shim-state.json` in
+    /// What outlives the process: its boot epoch and what is still to be given back. By default `shim-state.json` in
     /// `socket_dir`.
     pub state_file: Option<PathBuf>,
     /// Devices attached at start.
@@ -134,7 +134,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Where to remember operations.
+    /// Where to keep what outlives the process.
     pub fn state_file(&self) -> PathBuf {
         self.state_file
             .clone()

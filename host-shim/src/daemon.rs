@@ -151,9 +151,9 @@ impl Daemon {
             path: path.clone(),
             source,
         };
-        let (state, remembered) = StateFile::open(&path).map_err(failed)?;
+        let (state, leaving) = StateFile::open(&path).map_err(failed)?;
         let now = Instant::now();
-        let agent = Agent::new(remembered, || OperationId(uuid::Uuid::new_v4()), now);
+        let agent = Agent::new(leaving, || OperationId(uuid::Uuid::new_v4()), now);
         let (events, inbox) = channel();
         let to_loop = events.clone();
         let sink: Sink = Arc::new(move |input| {
@@ -363,9 +363,9 @@ impl Running {
                 }
                 Action::Remove(object) => drop(self.doors.remove(&object)),
                 Action::Remember => {
-                    if let Err(error) = self.state.save(self.agent.remembered()) {
-                        tracing::error!(%error, "the shim's state file cannot be written: after a restart of the shim \
-                            its objects may have to be revoked and granted again");
+                    if let Err(error) = self.state.save(self.agent.leaving()) {
+                        tracing::error!(%error, "the shim's state file cannot be written: should the shim end before the \
+                            DPU answers, detached objects have to be revoked and granted again");
                     }
                 }
             }

@@ -166,6 +166,7 @@ fn start_log(format: LogFormat, filter: &str) -> Result<(), Failure> {
         .map_err(|e| Failure::new(format!("--log {filter}: {e}"), "use error, warn, info, debug or trace"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),

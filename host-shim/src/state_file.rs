@@ -1,4 +1,4 @@
-//! What outlives the shim's process: its boot epoch, and under which operation each object was redeemed.
+//! What outlives the shim's process: its boot epoch, and what is still to be given back.
 //!
 //! The file is written whole and renamed into place, so it is never half there. It is not synced: it matters when
 //! the process dies, and a host that loses power loses its VMs and sessions too.
@@ -13,7 +13,7 @@ use std::{
 use outboard_protocol::id::BootEpoch;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::Remembered;
+use crate::agent::Leaving;
 
 /// Longest file that is read, in bytes.
 const STATE_LEN_MAX: u64 = 4 << 20;
@@ -22,7 +22,7 @@ const STATE_LEN_MAX: u64 = 4 << 20;
 #[serde(deny_unknown_fields)]
 struct Contents {
     boot_epoch: BootEpoch,
-    objects: Vec<Remembered>,
+    leaving: Vec<Leaving>,
 }
 
 /// The file, and this process's boot epoch.
@@ -34,11 +34,11 @@ pub struct StateFile {
 
 impl StateFile {
     /// Reads the file, if there is one, and raises the epoch. A damaged file is put aside: without it the DPU still
-    /// knows who holds what, and objects that an earlier process redeemed have to be revoked and granted again.
+    /// knows who holds what, and only what was detached while it was away has to be revoked and granted again.
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn open(path: &Path) -> io::Result<(Self, Vec<Remembered>)> {
+    pub fn open(path: &Path) -> io::Result<(Self, Vec<Leaving>)> {
         let contents = match File::open(path) {
             Ok(file) => Self::read(file, path)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Contents::default(),
@@ -53,8 +53,8 @@ impl StateFile {
             path: path.to_owned(),
             boot_epoch,
         };
-        state.save(contents.objects.clone())?;
-        Ok((state, contents.objects))
+        state.save(contents.leaving.clone())?;
+        Ok((state, contents.leaving))
     }
 
     fn read(file: File, path: &Path) -> io::Result<Contents> {
@@ -67,7 +67,7 @@ impl StateFile {
         parsed.or_else(|error| {
             let aside = path.with_extension("damaged");
             tracing::error!(path = %path.display(), %error, aside = %aside.display(),
-                "the shim's state file is damaged and was put aside; objects it had redeemed may have to be revoked and granted again");
+                "the shim's state file is damaged and was put aside; what was detached while the DPU was away has to be revoked and granted again");
             std::fs::rename(path, aside)?;
             Ok(Contents::default())
         })
@@ -82,10 +82,10 @@ impl StateFile {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn save(&self, objects: Vec<Remembered>) -> io::Result<()> {
+    pub fn save(&self, leaving: Vec<Leaving>) -> io::Result<()> {
         let contents = Contents {
             boot_epoch: self.boot_epoch,
-            objects,
+            leaving,
         };
         let fresh = self.path.with_extension("new");
         if let Some(folder) = self.path.parent() {
@@ -100,25 +100,30 @@ impl StateFile {
 
 #[cfg(test)]
 mod tests {
-    use outboard_protocol::id::OperationId;
+    use outboard_protocol::id::{Generation, Incarnation};
+    use outboard_shim_api::DeviceKind;
 
     use super::*;
-    use crate::config::object;
+    use crate::{agent::Binding, config::object};
 
     #[test]
-    fn operations_survive_and_the_epoch_rises() {
+    fn what_is_leaving_survives_and_the_epoch_rises() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/state.json");
-        let (state, objects) = StateFile::open(&path).unwrap();
-        assert_eq!(objects, []);
-        let remembered = Remembered {
-            object: object(outboard_shim_api::DeviceKind::Port, "vm1").unwrap(),
-            operation: OperationId(uuid::Uuid::new_v4()),
-            leaving: true,
+        let (state, found) = StateFile::open(&path).unwrap();
+        assert_eq!(found, []);
+        let binding = Binding {
+            generation: Generation(3),
+            incarnation: Incarnation(2),
         };
-        state.save(vec![remembered.clone()]).unwrap();
-        let (again, objects) = StateFile::open(&path).unwrap();
-        assert_eq!(objects, [remembered]);
+        let of = |name, binding| Leaving {
+            object: object(DeviceKind::Port, name).unwrap(),
+            binding,
+        };
+        let leaving = vec![of("vm1", Some(binding)), of("vm2", None)];
+        state.save(leaving.clone()).unwrap();
+        let (again, found) = StateFile::open(&path).unwrap();
+        assert_eq!(found, leaving);
         assert!(again.boot_epoch() > state.boot_epoch());
     }
 
@@ -130,11 +135,11 @@ mod tests {
             "{\"boot_epoch\": 3, \"obj",
             "",
             "\u{0}\u{0}",
-            "{\"boot_epoch\":1,\"objects\":[],\"more\":1}",
+            "{\"boot_epoch\":1,\"leaving\":[],\"more\":1}",
         ] {
             std::fs::write(&path, damaged).unwrap();
-            let (_, objects) = StateFile::open(&path).unwrap();
-            assert_eq!(objects, []);
+            let (_, leaving) = StateFile::open(&path).unwrap();
+            assert_eq!(leaving, []);
             assert_eq!(
                 std::fs::read_to_string(path.with_extension("damaged")).unwrap(),
                 damaged

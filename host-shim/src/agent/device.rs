@@ -6,7 +6,7 @@ use outboard_protocol::id::{ObjectKind, ObjectRef};
 use outboard_shim_api::{DeviceKind, DeviceState, DeviceView, Problem, Role};
 
 use super::{
-    Connection, Generation, Incarnation, OperationId, REDEEM_RETRY_FIRST, REDEEM_RETRY_LONGEST, Remembered, Ticket,
+    Connection, Generation, Incarnation, OperationId, REDEEM_RETRY_FIRST, REDEEM_RETRY_LONGEST, Ticket,
     backoff::Backoff,
 };
 
@@ -22,10 +22,13 @@ pub struct DeviceSettings {
 }
 
 /// A redeemed binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Binding {
-    pub(super) generation: Generation,
-    pub(super) incarnation: Incarnation,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Binding {
+    /// Which binding of the object.
+    pub generation: Generation,
+    /// Which use of the function.
+    pub incarnation: Incarnation,
 }
 
 /// Where the binding stands, as far as this connection to the DPU has confirmed it.
@@ -75,8 +78,9 @@ impl Vmm {
 
 #[derive(Debug)]
 pub(super) struct Device {
-    /// None for an object that an earlier process redeemed and nobody has attached in this one, or that was detached.
+    /// None for an object that was detached.
     pub(super) settings: Option<DeviceSettings>,
+    /// Of the redeem or release that is asked for and not answered.
     pub(super) operation: Option<OperationId>,
     pub(super) binding: Option<Binding>,
     pub(super) phase: Phase,
@@ -108,10 +112,10 @@ impl Device {
         }
     }
 
-    pub(super) fn remembered(remembered: &Remembered, now: Instant) -> Self {
+    pub(super) fn leaving(binding: Option<Binding>, now: Instant) -> Self {
         Self {
-            operation: Some(remembered.operation),
-            leaving: remembered.leaving,
+            binding,
+            leaving: true,
             ..Self::new(now)
         }
     }

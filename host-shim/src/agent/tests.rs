@@ -137,19 +137,6 @@ fn operation(request: &Request) -> OperationId {
 }
 
 #[test]
-fn the_operation_is_remembered_before_it_is_sent() {
-    let mut world = World::new();
-    world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
-    let actions = world.tell(link_up());
-    assert!(
-        matches!(actions[..], [Action::Remember, Action::Send(..)]),
-        "{actions:?}"
-    );
-    let (_, request) = sent(&actions);
-    assert_eq!(world.agent.remembered()[0].operation, operation(&request));
-}
-
-#[test]
 fn a_grant_is_asked_for_until_it_is_there() {
     let mut world = World::new();
     world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
@@ -193,19 +180,31 @@ fn a_lost_answer_is_asked_for_again_under_the_same_operation() {
 }
 
 #[test]
-fn another_process_takes_up_what_it_finds() {
-    let mut before = World::attached();
-    let remembered = before.agent.remembered();
-    before.tell(link_down());
-    let now = Instant::now();
-    let mut after = World {
-        agent: Agent::new(remembered.clone(), new_operation, now),
-        now,
-    };
-    // Nobody has attached it in this process: it is neither shown nor redeemed.
-    assert!(after.tell(link_up()).is_empty() && after.agent.views().is_empty());
-    let actions = after.agent.attach(&port("vm1"), settings("vm1"), now).unwrap();
-    assert_eq!(operation(&sent(&actions).1), remembered[0].operation);
+fn what_was_answered_is_asked_for_under_another_operation() {
+    let mut world = World::new();
+    world.agent.attach(&port("vm1"), settings("vm1"), world.now).unwrap();
+    let (ticket, first) = sent(&world.tell(link_up()));
+    world.tell(Input::Answer(ticket, redeemed(1)));
+    world.tell(link_down());
+    let (_, second) = sent(&world.tell(link_up()));
+    // The stored answer to the first would hide a revocation.
+    assert_ne!(operation(&first), operation(&second));
+}
+
+#[test]
+fn a_dpu_that_cannot_now_does_not_end_a_binding() {
+    let mut world = World::served();
+    world.tell(link_down());
+    let (ticket, _) = sent(&world.tell(link_up()));
+    assert!(world.tell(Input::Answer(ticket, refusal(Code::Unavailable))).is_empty());
+    assert_eq!(world.state(), DeviceState::Connected);
+    let (ticket, _) = sent(&world.after(REDEEM_RETRY_FIRST));
+    world.tell(Input::Answer(ticket, redeemed(1)));
+    let (ticket, first) = sent(&world.agent.detach(&port("vm1"), world.now).unwrap());
+    world.tell(Input::Answer(ticket, refusal(Code::Unavailable)));
+    assert_eq!(world.agent.release_of(&port("vm1")), Release::Pending);
+    let (_, again) = sent(&world.after(REDEEM_RETRY_LONGEST));
+    assert_eq!(first, again);
 }
 
 #[test]
@@ -402,7 +401,7 @@ fn detaching_gives_back() {
     ));
     world.tell(Input::Answer(ticket, Reply::Released));
     assert_eq!(
-        (world.agent.release_of(&port("vm1")), world.agent.remembered()),
+        (world.agent.release_of(&port("vm1")), world.agent.leaving()),
         (Release::Done, vec![])
     );
     assert!(matches!(
@@ -417,29 +416,41 @@ fn detaching_while_the_dpu_is_away_gives_back_later_even_after_a_restart() {
     world.tell(link_down());
     world.agent.detach(&port("vm1"), world.now).unwrap();
     assert_eq!(world.agent.release_of(&port("vm1")), Release::Pending);
-    let remembered = world.agent.remembered();
+    let leaving = world.agent.leaving();
+    assert_eq!(leaving[0].binding.unwrap().generation, Generation(1));
     let (ticket, request) = sent(&world.tell(link_up()));
     assert!(matches!(request, Request::Release { .. }));
     world.tell(Input::Answer(ticket, Reply::Released));
     assert_eq!(world.agent.release_of(&port("vm1")), Release::Done);
 
-    // A process that has only the file redeems first, to learn the generation.
+    // So does a process that has only the file.
     let mut world = World {
-        agent: Agent::new(remembered, new_operation, world.now),
+        agent: Agent::new(leaving, new_operation, world.now),
         now: world.now,
     };
     let (ticket, request) = sent(&world.tell(link_up()));
-    assert!(matches!(request, Request::Redeem { .. }));
-    let (ticket, request) = sent(&world.tell(Input::Answer(ticket, redeemed(1))));
-    assert!(matches!(
-        request,
-        Request::Release {
-            generation: Generation(1),
-            ..
-        }
-    ));
+    let Request::Release { generation, .. } = request else {
+        panic!("{request:?}")
+    };
+    assert_eq!(generation, Generation(1));
     world.tell(Input::Answer(ticket, refusal(Code::Stale)));
     assert_eq!(world.agent.release_of(&port("vm1")), Release::Done);
+
+    // One that does not know the generation asks for it first.
+    let leaving = vec![Leaving {
+        object: port("vm1"),
+        binding: None,
+    }];
+    let mut world = World {
+        agent: Agent::new(leaving, new_operation, world.now),
+        now: world.now,
+    };
+    let (ticket, _) = sent(&world.tell(link_up()));
+    let (_, request) = sent(&world.tell(Input::Answer(ticket, redeemed(4))));
+    let Request::Release { generation, .. } = request else {
+        panic!("{request:?}")
+    };
+    assert_eq!(generation, Generation(4));
 }
 
 #[test]

@@ -109,6 +109,12 @@ impl FakeDpu {
         Self::with_state(&self.path, Arc::new(Mutex::new(fresh)))
     }
 
+    /// Comes back without the grant of one port.
+    pub fn restart_without(self, name: &str) -> Self {
+        lock(&self.state).grants.remove(name);
+        self.restart(|| ())
+    }
+
     fn end(&mut self) {
         let _ = std::fs::remove_file(&self.path);
         let mut state = lock(&self.state);
@@ -274,8 +280,6 @@ fn answer(state: &Arc<Mutex<State>>, request: Request, mut descriptors: Vec<Owne
             }
             match held.grants.get(&name).copied() {
                 None => refused(Code::NotGranted),
-                // The binding of this generation was redeemed under another operation.
-                Some(generation) if held.bindings.get(&name) == Some(&generation) => refused(Code::WrongState),
                 Some(generation) => {
                     held.redeemed.insert(operation, generation);
                     held.bindings.insert(name, generation);

@@ -191,14 +191,31 @@ fn a_shim_that_restarts_takes_its_bindings_up_again() {
     shim.attach("vm1");
     shim.until_open("vm1");
     assert_eq!(shim.view("vm1").generation, Some(1));
-    // Control: without its memory it could not; the DPU takes its redeem for a second claim.
-    let folder = shim.stop();
-    std::fs::remove_file(folder.path().join("shim-state.json")).unwrap();
-    let shim = TestShim::start_in(folder, None);
-    shim.attach("vm1");
-    let problem = wait_for("a refusal", || shim.view("vm1").problem);
-    assert!(problem.error.contains("WrongState"), "{problem}");
-    drop(dpu);
+    bring_up(&mut connect(&shim, "vm1"), true);
+    assert_eq!(dpu.released(), []);
+}
+
+#[test]
+fn what_is_detached_while_the_dpu_is_away_is_given_back_by_the_next_shim() {
+    let (shim, dpu) = shim_with_vm1();
+    let mut folder = None;
+    let dpu = dpu.restart(|| {
+        wait_for("the socket to go", || (!shim.socket("vm1").exists()).then_some(()));
+        shim.block_on(shim.client.detach(DeviceKind::Port, "vm1")).unwrap();
+        folder = Some(shim.stop());
+    });
+    let _shim = TestShim::start_in(folder.unwrap(), None);
+    wait_for("the release", || {
+        (dpu.released() == [("vm1".to_owned(), 1)]).then_some(())
+    });
+}
+
+#[test]
+fn p08_a_port_revoked_while_the_link_was_down_is_noticed() {
+    let (shim, dpu) = shim_with_vm1();
+    let _dpu = dpu.restart_without("vm1");
+    shim.until("vm1", DeviceState::Revoked);
+    wait_for("the socket to go", || (!shim.socket("vm1").exists()).then_some(()));
 }
 
 #[test]
