@@ -10,7 +10,6 @@ use crate::{
     error::RxDrop,
     header::{HEADER_LEN, NEEDS_CSUM, NetHeader},
     offload::{PartialChecksum, Segmentation},
-    packet::NetworkLayer,
     rx::{Payload, RxQueue},
     segment::Segments,
     tx::{Frame, TxQueue},
@@ -36,19 +35,15 @@ pub fn deliver(
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
     let head = tx.head();
-    let accepted = rx.accepted();
-    match (frame.offload.checksum, frame.offload.segmentation) {
-        _ if frame.offload.suits(accepted) => {
-            let payload = guest(tx, head.len(), frame.len - head.len());
-            record(rx.give(frame.offload.header, head, payload).map(|()| frame.len));
-        }
-        (Some(checksum), Some(segmentation)) => {
-            deliver_segments(tx, frame, (checksum, segmentation), rx, scratch, record);
-        }
-        (Some(checksum), None) => record(deliver_summed(tx, frame, checksum, rx, scratch)),
-        // Without a checksum to complete, a frame suits every receiver.
-        (None, _) => record(Err(RxDrop::Broken)),
+    if let (Some(checksum), false) = (frame.offload.checksum, frame.offload.suits(rx.accepted())) {
+        return match frame.offload.segmentation {
+            Some(segmentation) => deliver_segments(tx, frame, (checksum, segmentation), rx, scratch, record),
+            None => record(deliver_summed(tx, frame, checksum, rx, scratch)),
+        };
     }
+    // Without a checksum to complete, a frame suits every receiver.
+    let payload = guest(tx, head.len(), frame.len - head.len());
+    record(rx.give(frame.offload.header, head, payload).map(|()| frame.len));
 }
 
 /// A part of the frame in the sender's memory.
@@ -110,9 +105,6 @@ fn deliver_segments(
     scratch: &mut Scratch,
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
-    let NetworkLayer::Ip(ip) = frame.packet.network else {
-        return;
-    };
     let partial = rx.accepted().guest_csum;
     let base = segmentation.headers_len;
     let private = match partial {
@@ -122,7 +114,7 @@ fn deliver_segments(
             Err(gone) => return record(Err(gone)),
         },
     };
-    for mut segment in Segments::new(tx.head(), frame.len, ip.addresses, checksum, segmentation) {
+    for mut segment in Segments::new(tx.head(), frame.len, checksum, segmentation) {
         let len = segment.headers().len() + segment.payload_len;
         let outcome = if partial {
             let header = NetHeader {

@@ -62,8 +62,8 @@ pub struct Segmentation {
     pub headers_len: usize,
     /// Payload of each packet but the last, in bytes.
     pub payload_len: usize,
-    /// IPv6 rather than IPv4.
-    pub v6: bool,
+    /// Source and destination of each packet.
+    pub addresses: IpAddresses,
 }
 
 /// What is left to do on a frame. Made by [`check`] only.
@@ -81,8 +81,14 @@ impl Offload {
     /// Can a receiver with these features take the frame as it is?
     pub fn suits(&self, receiver: Accepted) -> bool {
         let segmentation = match self.segmentation {
-            Some(Segmentation { v6: false, .. }) => receiver.guest_tso4,
-            Some(Segmentation { v6: true, .. }) => receiver.guest_tso6,
+            Some(Segmentation {
+                addresses: IpAddresses::V4(..),
+                ..
+            }) => receiver.guest_tso4,
+            Some(Segmentation {
+                addresses: IpAddresses::V6(..),
+                ..
+            }) => receiver.guest_tso6,
             None => true,
         };
         segmentation && (self.checksum.is_none() || receiver.guest_csum)
@@ -233,7 +239,7 @@ fn segmentation(
     Ok(Some(Segmentation {
         headers_len,
         payload_len,
-        v6,
+        addresses: ip.addresses,
     }))
 }
 

@@ -72,15 +72,16 @@ fn the_receivers_header_is_ours() {
             ..TSO
         }
     );
+    let addresses = IpAddresses::V4([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
     assert_eq!(
         offload.segmentation,
         Some(Segmentation {
             headers_len: 54,
             payload_len: 1000,
-            v6: false
+            addresses
         })
     );
-    let sum = pseudo_header(IpAddresses::V4([10, 0, 0, 1].into(), [10, 0, 0, 2].into()), 6, 5020);
+    let sum = pseudo_header(addresses, 6, 5020);
     assert_eq!(
         head[50..52],
         sum.to_be_bytes(),

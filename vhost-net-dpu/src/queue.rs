@@ -1,7 +1,5 @@
 //! What the transmit and the receive queue have in common: a ring, its calls, and its failure.
 
-use std::os::fd::{AsFd, BorrowedFd};
-
 use outboard_ring::{CallFd, Chain, KickFd, RingError, Signals, SplitRing};
 use outboard_vhost_user::QueueResources;
 
@@ -121,10 +119,6 @@ impl Queue {
         if let Some(kick) = &self.kick {
             kick.drain();
         }
-    }
-
-    pub(crate) fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.kick.as_ref().map(AsFd::as_fd)
     }
 
     pub(crate) fn take_failure(&mut self) -> Option<QueueFailure> {

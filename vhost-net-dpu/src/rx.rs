@@ -1,7 +1,5 @@
 //! The receive path: a frame into a driver's buffers, whole or not at all.
 
-use std::os::fd::BorrowedFd;
-
 use outboard_ring::{CallFd, Chain, ChainError, GuestMemory, RingError, Signals, copy};
 use outboard_vhost_user::QueueResources;
 
@@ -190,19 +188,9 @@ impl RxQueue {
         self.queue.drain_kicks();
     }
 
-    /// What becomes readable when the driver kicks.
-    pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.queue.kick_fd()
-    }
-
     /// The failure that happened since the last call, if one did.
     pub fn take_failure(&mut self) -> Option<QueueFailure> {
         self.queue.take_failure()
-    }
-
-    /// Has the queue failed? It takes nothing until it is started anew.
-    pub fn broken(&self) -> bool {
-        self.queue.broken()
     }
 
     /// The index of the available ring at which another session goes on.

@@ -56,7 +56,6 @@ impl Segment {
 pub struct Segments<'a> {
     head: &'a [u8],
     frame_len: usize,
-    addresses: IpAddresses,
     checksum: PartialChecksum,
     segmentation: Segmentation,
     next_offset: usize,
@@ -65,17 +64,10 @@ pub struct Segments<'a> {
 
 impl<'a> Segments<'a> {
     /// Of a frame of `frame_len` bytes with the inspected bytes `head`, whose offloads were checked.
-    pub fn new(
-        head: &'a [u8],
-        frame_len: usize,
-        addresses: IpAddresses,
-        checksum: PartialChecksum,
-        segmentation: Segmentation,
-    ) -> Self {
+    pub fn new(head: &'a [u8], frame_len: usize, checksum: PartialChecksum, segmentation: Segmentation) -> Self {
         Self {
             head,
             frame_len,
-            addresses,
             checksum,
             segmentation,
             next_offset: segmentation.headers_len,
@@ -91,7 +83,7 @@ impl<'a> Segments<'a> {
             .copy_from_slice(self.head.get(..headers_len)?);
         let last = self.next_offset + payload_len == self.frame_len;
         let transport_len = headers_len - self.checksum.start + payload_len;
-        if self.segmentation.v6 {
+        if let IpAddresses::V6(..) = self.segmentation.addresses {
             let len = self.checksum.start - ETHERNET_HEADER_LEN - IPV6_HEADER_LEN + transport_len;
             put(&mut headers, IPV6_PAYLOAD_LEN, u16::try_from(len).ok()?.to_be_bytes())?;
         } else {
@@ -108,7 +100,11 @@ impl<'a> Segments<'a> {
         if self.index != 0 {
             *flags &= !CWR;
         }
-        let sum = pseudo_header(self.addresses, IP_PROTOCOL_TCP, u32::try_from(transport_len).ok()?);
+        let sum = pseudo_header(
+            self.segmentation.addresses,
+            IP_PROTOCOL_TCP,
+            u32::try_from(transport_len).ok()?,
+        );
         put(tcp, self.checksum.offset, sum.to_be_bytes())?;
         let checksum = PartialChecksum {
             len: transport_len,

@@ -8,8 +8,7 @@ use crate::{
     checksum::complete,
     features::{Accepted, FEATURES},
     header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
-    offload,
-    packet::{self, NetworkLayer},
+    offload, packet,
 };
 
 /// A large TCP segment as a guest sends it: its checksum is wrong, as that is left to the device.
@@ -41,11 +40,8 @@ fn segments(frame: &[u8], v6: bool, mss: u16) -> Vec<Vec<u8>> {
     };
     let accepted = Accepted::from_bits(FEATURES).expect("VERSION_1 is offered");
     let offload = offload::check(&asked, &packet, &mut head, frame.len(), accepted).expect("it is honest");
-    let NetworkLayer::Ip(ip) = packet.network else {
-        panic!("it is IP")
-    };
     let (checksum, cut) = (offload.checksum.expect("asked"), offload.segmentation.expect("asked"));
-    Segments::new(&head, frame.len(), ip.addresses, checksum, cut)
+    Segments::new(&head, frame.len(), checksum, cut)
         .map(|mut segment| {
             let payload = &frame[segment.payload_offset..segment.payload_offset + segment.payload_len];
             let PartialChecksum {

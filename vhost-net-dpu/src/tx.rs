@@ -1,7 +1,5 @@
 //! The transmit path: from a chain to a frame that was looked at.
 
-use std::os::fd::BorrowedFd;
-
 use outboard_ring::{CallFd, Chain, GuestMemory, RingError, Signals};
 use outboard_vhost_user::QueueResources;
 
@@ -169,19 +167,9 @@ impl TxQueue {
         self.queue.after_sleep();
     }
 
-    /// What becomes readable when the driver kicks.
-    pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.queue.kick_fd()
-    }
-
     /// The failure that happened since the last call, if one did.
     pub fn take_failure(&mut self) -> Option<QueueFailure> {
         self.queue.take_failure()
-    }
-
-    /// Has the queue failed? It yields nothing until it is started anew.
-    pub fn broken(&self) -> bool {
-        self.queue.broken()
     }
 
     /// The index of the available ring at which another session goes on.

@@ -1,7 +1,5 @@
 //! A port: its queues, whether anything may pass, and its counters.
 
-use std::os::fd::BorrowedFd;
-
 use outboard_ring::{CallFd, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
@@ -87,14 +85,6 @@ impl Port {
             }
         }
         Ok(())
-    }
-
-    pub(crate) fn kick_fd(&self, index: u16) -> Option<BorrowedFd<'_>> {
-        match index {
-            RX_QUEUE => self.rx.as_ref()?.kick_fd(),
-            TX_QUEUE => self.tx.as_ref()?.kick_fd(),
-            _ => None,
-        }
     }
 
     /// Gives the frame that `source` holds to this port. False if the source's memory is gone.

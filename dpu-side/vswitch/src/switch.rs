@@ -1,11 +1,10 @@
 //! The switch itself: bursts from the ports in turn, layers, delivery.
 
-use std::{collections::HashMap, os::fd::BorrowedFd};
+use std::collections::HashMap;
 
 use outboard_ring::{CallFd, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
-    RX_QUEUE, TX_QUEUE,
     deliver::Scratch,
     tx::{Frame, Taken},
 };
@@ -89,7 +88,7 @@ impl Switch {
         }
     }
 
-    /// Serves a queue of a port: [`RX_QUEUE`] or [`TX_QUEUE`]. What waits in it is looked at in the next breath.
+    /// Serves a queue of a port: [`vhost_net_dpu::RX_QUEUE`] or [`vhost_net_dpu::TX_QUEUE`]. What waits in it is looked at in the next breath.
     ///
     /// # Errors
     /// The port is not declared, it has no such queue, the queue runs already, or its driver cannot be served.
@@ -100,7 +99,7 @@ impl Switch {
         }
     }
 
-    /// Stops a queue. Nothing of it is in flight afterwards. The index at which its available ring goes on; `None` if
+    /// Stops a queue: nothing of it is in flight afterwards. The index at which its available ring goes on; `None` if
     /// it did not run.
     pub fn stop_queue(&mut self, name: &str, index: u16) -> Option<u16> {
         let port = self.port_mut(name)?;
@@ -121,22 +120,6 @@ impl Switch {
         self.port_mut(name)
             .ok_or_else(|| not_granted(name))?
             .set_call(index, call)
-    }
-
-    /// What to watch while asleep, of one queue. Stop watching it before the queue is stopped.
-    pub fn kick_fd(&self, name: &str, index: u16) -> Option<BorrowedFd<'_>> {
-        self.index
-            .get(name)
-            .and_then(|port| self.ports.get(*port))
-            .and_then(|port| port.kick_fd(index))
-    }
-
-    /// What to watch while asleep, of all queues.
-    pub fn kick_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.ports
-            .iter()
-            .flat_map(|port| [port.kick_fd(RX_QUEUE), port.kick_fd(TX_QUEUE)])
-            .flatten()
     }
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.

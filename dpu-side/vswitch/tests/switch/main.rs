@@ -2,7 +2,9 @@
 
 mod forwarding;
 mod frames;
-
+mod hostile;
 mod offload;
-
+mod random;
+mod reasons;
 mod rig;
+mod spoofing;

@@ -99,6 +99,11 @@ impl Guest {
         self.tx.publish();
     }
 
+    /// Where [`Guest::send_parts`] puts its bytes.
+    pub fn tx_buffer(&self) -> u64 {
+        self.tx_buffer
+    }
+
     /// Frames received since the last call; `num_buffers` says how many buffers each filled.
     pub fn received(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
         let mut frames = Vec::new();

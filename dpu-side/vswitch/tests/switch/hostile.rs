@@ -1,0 +1,326 @@
+//! Malformed transmit and receive buffers, offloads that lie, memory that goes away: the worst that happens is a drop
+//! or a dead queue of the one who did it.
+
+use outboard_controls::{Check, Off};
+use outboard_vswitch::DropReason;
+use vhost_net_dpu::{
+    FRAME_LEN_MAX, FRAME_MTU_LEN_MAX,
+    features::FEATURES,
+    header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
+};
+
+use crate::{
+    frames::{ping, tcp, udp, udp6, v6},
+    rig::{Delta, Rig, got, mac, missed, sent},
+};
+
+const NOTHING: Delta = Delta {
+    tx: (0, 0),
+    rx: (0, 0),
+    drop: None,
+};
+
+fn frame_of(len: usize) -> Vec<u8> {
+    udp(
+        (mac(1), mac(2)),
+        ([10, 0, 0, 1], [10, 0, 0, 2]),
+        (1, 2),
+        &vec![3; len - 42],
+    )
+}
+
+#[test]
+fn transmit_buffers_without_a_frame_are_dropped_one_by_one() {
+    let mut rig = Rig::pair();
+    for len in [1, 11] {
+        rig.alive(0, 1);
+        rig.guests[0].send_parts(&vec![0; len], &[u32::try_from(len).expect("short")]);
+        rig.breathe();
+        rig.expect(&[sent(1, 0).dropped(DropReason::MalformedChain, 1), NOTHING]);
+    }
+    for len in [0, 1, 13] {
+        rig.alive(0, 1);
+        rig.send_plain(0, &vec![0xff; len]);
+        rig.expect(&[sent(1, len).dropped(DropReason::Runt, 1), NOTHING]);
+    }
+    let writable = rig.guests[0].ram.alloc(64, 64);
+    rig.guests[0]
+        .tx
+        .add(&[(writable, 50)], &[(writable + 50, 4)])
+        .expect("there is room");
+    rig.guests[0].tx.publish();
+    rig.breathe();
+    rig.expect(&[sent(1, 38).dropped(DropReason::MalformedChain, 1), NOTHING]);
+    rig.alive(0, 1);
+}
+
+#[test]
+fn a_header_in_many_pieces_is_a_header() {
+    let mut rig = Rig::pair();
+    let frame = frame_of(600);
+    let bytes = [&[0; 12][..], &frame].concat();
+    for lens in [
+        &[1, 1, 1, 1, 1, 1, 6, 600][..],
+        &[5, 10, 597],
+        &[612],
+        &[12, 600],
+        &[20, 1, 1, 590],
+    ] {
+        rig.guests[0].send_parts(&bytes, lens);
+        rig.breathe();
+        rig.expect(&[sent(1, 600), got(1, 600)]);
+        assert_eq!(rig.guests[1].received()[0].1, frame);
+    }
+}
+
+#[test]
+fn lengths_are_bounded_at_both_ends() {
+    let mut rig = Rig::pair();
+    let shortest = [&mac(2)[..], &mac(1), &[0x08, 0x06]].concat();
+    rig.send_plain(0, &shortest);
+    rig.expect(&[sent(1, 14).dropped(DropReason::MalformedArp, 1), NOTHING]);
+    rig.send_plain(0, &frame_of(FRAME_MTU_LEN_MAX));
+    rig.expect(&[sent(1, FRAME_MTU_LEN_MAX), got(1, FRAME_MTU_LEN_MAX)]);
+    rig.send_plain(0, &frame_of(FRAME_MTU_LEN_MAX + 1));
+    rig.expect(&[sent(1, FRAME_MTU_LEN_MAX + 1).dropped(DropReason::OverMtu, 1), NOTHING]);
+    let mut long = frame_of(1000);
+    long.resize(FRAME_LEN_MAX, 0);
+    rig.send_plain(0, &long);
+    rig.expect(&[sent(1, FRAME_LEN_MAX).dropped(DropReason::OverMtu, 1), NOTHING]);
+    long.push(0);
+    rig.send_plain(0, &long);
+    rig.expect(&[sent(1, FRAME_LEN_MAX + 1).dropped(DropReason::Oversize, 1), NOTHING]);
+    assert_eq!(rig.guests[1].received().len(), 1);
+    rig.alive(0, 1);
+}
+
+#[test]
+fn offloads_that_lie_are_dropped_and_would_reach_the_receiver_otherwise() {
+    let mut rig = Rig::pair();
+    let partial = NetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 16,
+        ..NetHeader::default()
+    };
+    let tso = NetHeader {
+        gso_type: GSO_TCPV4,
+        gso_size: 500,
+        hdr_len: 54,
+        ..partial
+    };
+    let frame = tcp(false, mac(1), mac(2), &[9; 1200]);
+    let lies = [
+        (
+            "a checksum over the source address",
+            NetHeader {
+                csum_start: 14,
+                csum_offset: 12,
+                ..partial
+            },
+        ),
+        (
+            "a checksum past the end",
+            NetHeader {
+                csum_start: 65_535,
+                ..partial
+            },
+        ),
+        (
+            "an offset past the end",
+            NetHeader {
+                csum_offset: 65_535,
+                ..partial
+            },
+        ),
+        ("segments of 0 bytes", NetHeader { gso_size: 0, ..tso }),
+        (
+            "segments of 65,535 bytes",
+            NetHeader {
+                gso_size: 65_535,
+                ..tso
+            },
+        ),
+        ("headers longer than the frame", NetHeader { hdr_len: 2000, ..tso }),
+        (
+            "the other IP's segmentation",
+            NetHeader {
+                gso_type: GSO_TCPV6,
+                ..tso
+            },
+        ),
+        ("an unknown segmentation", NetHeader { gso_type: 77, ..tso }),
+        ("segmentation without a checksum", NetHeader { flags: 0, ..tso }),
+    ];
+    for (what, lie) in lies {
+        println!("{what}");
+        rig.alive(0, 1);
+        rig.send(0, lie, &frame);
+        rig.expect(&[sent(1, frame.len()).dropped(DropReason::BadOffload, 1), NOTHING]);
+        {
+            let _off = Off::here(Check::OffloadFromParse);
+            rig.send(0, lie, &frame);
+        }
+        rig.expect(&[sent(1, frame.len()), got(1, frame.len())]);
+        assert_eq!(
+            rig.guests[1].received(),
+            [(NetHeader { num_buffers: 1, ..lie }, frame.clone())],
+            "{what}"
+        );
+        rig.alive(0, 1);
+    }
+    let mut sctp = frame.clone();
+    sctp[23] = 132;
+    rig.send(0, tso, &sctp[..40]);
+    rig.expect(&[sent(1, 40).dropped(DropReason::MalformedIpv4, 1), NOTHING]);
+    rig.send(0, tso, &sctp);
+    rig.expect(&[sent(1, sctp.len()).dropped(DropReason::BadOffload, 1), NOTHING]);
+    rig.alive(0, 1);
+}
+
+#[test]
+fn forged_hints_do_not_reach_the_receiver() {
+    let mut rig = Rig::pair();
+    let frame = tcp(false, mac(1), mac(2), &[9; 100]);
+    let forged = NetHeader {
+        flags: 0xfe,
+        num_buffers: 300,
+        hdr_len: 9,
+        csum_start: 3,
+        csum_offset: 1,
+        ..NetHeader::default()
+    };
+    rig.send(0, forged, &frame);
+    let one = NetHeader {
+        num_buffers: 1,
+        ..NetHeader::default()
+    };
+    assert_eq!(rig.guests[1].received(), [(one, frame)]);
+}
+
+#[test]
+fn malformed_ip_is_dropped_and_the_next_frame_passes() {
+    let mut rig = Rig::pair();
+    let v4 = frame_of(100);
+    let v6 = udp6((mac(1), mac(2)), (v6(mac(1)), v6(mac(2))), (1, 2), &[3; 100]);
+    let cases = [
+        ("version 6 in an IPv4 frame", &v4, 14, 0x65, DropReason::MalformedIpv4),
+        ("a header of 16 bytes", &v4, 14, 0x44, DropReason::MalformedIpv4),
+        (
+            "a packet longer than the frame",
+            &v4,
+            17,
+            200,
+            DropReason::MalformedIpv4,
+        ),
+        (
+            "a packet shorter than its header",
+            &v4,
+            17,
+            19,
+            DropReason::MalformedIpv4,
+        ),
+        ("UDP cut to 7 bytes", &v4, 17, 27, DropReason::MalformedIpv4),
+        ("version 4 in an IPv6 frame", &v6, 14, 0x45, DropReason::MalformedIpv6),
+        (
+            "a payload longer than the frame",
+            &v6,
+            19,
+            250,
+            DropReason::MalformedIpv6,
+        ),
+        ("a payload without UDP's header", &v6, 19, 7, DropReason::MalformedIpv6),
+    ];
+    for (what, frame, at, byte, reason) in cases {
+        println!("{what}");
+        rig.alive(0, 1);
+        let mut bad = frame.clone();
+        bad[at] = byte;
+        rig.send_plain(0, &bad);
+        rig.expect(&[sent(1, bad.len()).dropped(reason, 1), NOTHING]);
+        rig.alive(0, 1);
+    }
+    // Protocol 0 means nothing in IPv4; it is a packet like any other, with the sender's own source.
+    let mut zero = v4.clone();
+    zero[23] = 0;
+    rig.send_plain(0, &zero);
+    rig.expect(&[sent(1, zero.len()), got(1, zero.len())]);
+}
+
+#[test]
+fn a_receive_buffer_that_is_none_kills_that_queue_only() {
+    for readable in [false, true] {
+        let mut rig = Rig::without_buffers(&[FEATURES, FEATURES, FEATURES]);
+        rig.guests[0].post(4, 1526);
+        rig.guests[2].post(4, 1526);
+        if readable {
+            let at = rig.guests[1].ram.alloc(2000, 64);
+            rig.guests[1]
+                .rx
+                .add(&[(at, 100)], &[(at + 100, 1900)])
+                .expect("there is room");
+            rig.guests[1].rx.publish();
+        } else {
+            rig.guests[1].post(1, 11);
+        }
+        rig.guests[1].post(4, 1526);
+        let frame = frame_of(100);
+        rig.send_plain(0, &frame);
+        rig.send_plain(0, &frame);
+        rig.expect(&[sent(2, 200), missed(DropReason::RxBroken, 2), NOTHING]);
+        assert_eq!(rig.guests[1].rx.published_used(), 0, "nothing was written to it");
+        rig.alive(0, 2);
+    }
+}
+
+#[test]
+fn memory_that_vanishes_kills_queues_of_its_guest_only() {
+    let mut rig = Rig::new(&[FEATURES; 4]);
+    let frame = frame_of(1400);
+    // The sender's, before its frame is read. Its ring is in that memory too.
+    rig.guests[0].queue(NetHeader::default(), &frame);
+    rig.guests[0].tx.publish();
+    rig.guests[0].ram.file().set_len(0).expect("ftruncate");
+    rig.breathe();
+    assert_eq!(rig.guests[1].received(), []);
+    rig.expect(&[NOTHING; 4]);
+    rig.alive(1, 2);
+    // The receiver's.
+    rig.guests[2].ram.file().set_len(0).expect("ftruncate");
+    let frame = udp((mac(2), mac(3)), ([10, 0, 0, 2], [10, 0, 0, 3]), (1, 2), &[3; 100]);
+    rig.send_plain(1, &frame);
+    rig.send_plain(1, &frame);
+    rig.expect(&[
+        NOTHING,
+        sent(2, 2 * frame.len()),
+        missed(DropReason::RxBroken, 2),
+        NOTHING,
+    ]);
+    rig.alive(1, 3);
+}
+
+#[test]
+fn a_payload_that_vanishes_is_the_senders_loss() {
+    let mut rig = Rig::new(&[FEATURES; 3]);
+    let frame = frame_of(1400);
+    let guest = &mut rig.guests[0];
+    // Ring, header and head stay, the rest of the frame is in pages that go.
+    let at = guest.ram.alloc(4096, 4096);
+    let far = (64 << 20) - 4096;
+    guest.tx.write(at, &[&[0; 12][..], &frame[..300]].concat());
+    guest
+        .tx
+        .add(&[(at, 312), (outboard_ring::driver::RAM_START + far, 1100)], &[])
+        .expect("there is room");
+    guest.tx.publish();
+    guest.ram.file().set_len(far).expect("ftruncate");
+    rig.breathe();
+    rig.expect(&[sent(1, 1400).dropped(DropReason::TxMemoryGone, 1), NOTHING, NOTHING]);
+    assert_eq!(rig.guests[1].received(), []);
+    rig.alive(1, 2);
+    // The receiver's buffers were not lost by it.
+    for _ in 0..63 {
+        rig.send_plain(2, &ping(mac(3), mac(2)));
+    }
+    assert_eq!(rig.guests[1].received().len(), 63);
+}

@@ -1,0 +1,154 @@
+//! Every reason is documented, and can be brought about.
+
+use std::collections::HashSet;
+
+use outboard_vswitch::{DropReason, PortPolicy};
+use vhost_net_dpu::{RX_QUEUE, features::FEATURES, header::NetHeader};
+
+use crate::{
+    frames::{BROADCAST, arp, icmpv6, neighbour, ping, udp, udp6, v6},
+    rig::{Rig, mac, policy},
+};
+
+const OWN: [u8; 4] = [10, 0, 0, 1];
+const OTHER: [u8; 4] = [10, 0, 0, 2];
+
+#[test]
+fn each_has_a_stable_name_and_a_sentence() {
+    let mut names = HashSet::new();
+    for (place, reason) in DropReason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, place);
+        let name = reason.name();
+        assert!(
+            name.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+            "{name}"
+        );
+        assert!(names.insert(name), "{name} is taken");
+        assert!(
+            reason.describe().ends_with('.') && reason.describe().len() > 20,
+            "{name}"
+        );
+    }
+    assert_eq!(names.len(), DropReason::COUNT);
+}
+
+/// Guest a (or the switch's user) does what `reason` is for; the frame is for guest b.
+fn provoke(rig: &mut Rig, reason: DropReason) {
+    let macs = (mac(1), mac(2));
+    let good = ping(mac(1), mac(2));
+    let own6 = v6(mac(1));
+    let nd = |hop_limit: u8, body: &[u8]| icmpv6(macs, (own6, v6(mac(2))), hop_limit, body);
+    let from = |source: [u8; 6], destination: [u8; 6]| udp((source, destination), (OWN, OTHER), (1, 2), b"x");
+    let altered = |at: usize, byte: u8| {
+        let mut frame = good.clone();
+        frame[at] = byte;
+        frame
+    };
+    let frame = match reason {
+        DropReason::MalformedChain => {
+            rig.guests[0].send_parts(&[0; 5], &[5]);
+            return rig.breathe();
+        }
+        DropReason::Runt => vec![0; 13],
+        DropReason::Oversize => vec![0; 65_551],
+        DropReason::OverMtu => from(mac(1), mac(2)).into_iter().chain([0; 1500]).collect(),
+        DropReason::BadOffload => {
+            return rig.send(
+                0,
+                NetHeader {
+                    flags: 1,
+                    ..NetHeader::default()
+                },
+                &good,
+            );
+        }
+        DropReason::HeadersTooLong => {
+            let options = [&[17, 31, 1, 4][..], &[0; 252], &[0, 1, 0, 2, 0, 8, 0, 0]].concat();
+            crate::frames::ipv6(macs, (own6, own6), 60, 64, &options)
+        }
+        DropReason::MalformedIpv4 => altered(14, 0x55),
+        DropReason::MalformedIpv6 => altered(12, 0x86)
+            .into_iter()
+            .enumerate()
+            .map(|(n, b)| if n == 13 { 0xdd } else { b })
+            .collect(),
+        DropReason::SpoofedMac => from(mac(7), mac(2)),
+        DropReason::VlanTagged => [&good[..12], &[0x81, 0, 0, 1], &good[12..]].concat(),
+        DropReason::UnknownEthertype => altered(12, 0x99),
+        DropReason::MalformedArp => arp(9, mac(1), (mac(1), OWN), (mac(2), OTHER)),
+        DropReason::SpoofedArp => arp(1, mac(1), (mac(1), OTHER), (mac(2), OTHER)),
+        DropReason::SpoofedIpv4 => udp(macs, (OTHER, OTHER), (1, 2), b"x"),
+        DropReason::DhcpWithoutServer => udp((mac(1), BROADCAST), ([0; 4], [255; 4]), (68, 67), b"x"),
+        DropReason::RogueDhcp => udp(macs, (OWN, OTHER), (67, 68), b"x"),
+        DropReason::SpoofedIpv6 => udp6(macs, (v6(mac(2)), v6(mac(2))), (1, 2), b"x"),
+        DropReason::MalformedNd => nd(64, &neighbour(136, own6, &[])),
+        DropReason::SpoofedNd => nd(255, &neighbour(136, v6(mac(2)), &[])),
+        DropReason::RouterMessage => nd(255, &[134, 0, 0, 0, 0, 0, 0, 0]),
+        DropReason::ReservedMulticast => from(mac(1), [0x01, 0x80, 0xc2, 0, 0, 0]),
+        DropReason::ToItself => from(mac(1), mac(1)),
+        DropReason::NoReceiver => {
+            rig.switch.set_ports(vec![
+                policy("a", 1),
+                PortPolicy {
+                    network: "red".into(),
+                    ..policy("b", 2)
+                },
+            ]);
+            from(mac(1), BROADCAST)
+        }
+        DropReason::UnknownDestination => from(mac(1), mac(7)),
+        DropReason::TxMemoryGone => {
+            let guest = &mut rig.guests[0];
+            let far = (64 << 20) - 4096;
+            guest
+                .tx
+                .add(&[(outboard_ring::driver::RAM_START + far, 100)], &[])
+                .expect("there is room");
+            guest.tx.publish();
+            guest.ram.file().set_len(far).expect("ftruncate");
+            return rig.breathe();
+        }
+        DropReason::PortShut => {
+            rig.switch.shut("b");
+            good
+        }
+        DropReason::RxNotRunning => {
+            rig.switch.stop_queue("b", RX_QUEUE);
+            good
+        }
+        DropReason::RxFull => good,
+        DropReason::RxBufferTooSmall => {
+            rig.guests[1].post(70, 13);
+            udp(macs, (OWN, OTHER), (1, 2), &[0; 1000])
+        }
+        DropReason::RxBroken => {
+            rig.guests[1].post(1, 3);
+            good
+        }
+    };
+    rig.send_plain(0, &frame);
+}
+
+#[test]
+fn each_can_be_brought_about_and_is_counted_where_it_says() {
+    for reason in DropReason::ALL {
+        let mut rig = Rig::without_buffers(&[FEATURES; 2]);
+        provoke(&mut rig, reason);
+        let counters = rig.switch.counters();
+        let expected = |at: bool| if at { vec![(reason, 1)] } else { vec![] };
+        let dropped: Vec<Vec<_>> = counters.iter().map(|port| port.dropped().collect()).collect();
+        assert_eq!(
+            dropped,
+            [expected(!reason.at_receiver()), expected(reason.at_receiver())],
+            "{}",
+            reason.name()
+        );
+        assert_eq!(
+            (counters[0].tx_frames, counters[1].rx_frames),
+            (1, 0),
+            "{}",
+            reason.name()
+        );
+    }
+}
