@@ -35,6 +35,6 @@ pub use config_space::{CONFIG_LEN, SEG_MAX};
 pub use counters::VolumeCounters;
 pub use features::{DEFAULT_FEATURES, features};
 pub use id::device_id;
-pub use queue::Stopped;
+pub use queue::{StartError, Stopped};
 pub use request::{HEADER_LEN, Limits, Request, RequestError, Shape, parse};
 pub use unit::{BlkConfig, BlkUnit, QUEUE_COUNT, QUEUE_SIZE_MAX};

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use outboard_nvme::{Completed, Controller, Namespace};
@@ -110,7 +110,7 @@ impl BlkUnit {
     /// Serve a queue.
     ///
     /// # Errors
-    /// There is no such queue, it runs already, or the volume was shut.
+    /// There is no such queue, it runs already, it lacks what [`StartError`] names, or the volume was shut.
     pub fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
         if self.shut {
             return Err(DeviceError::NotGranted {
@@ -120,7 +120,7 @@ impl BlkUnit {
         match self.queue_slot(index)? {
             Some(_) => Err(DeviceError::QueueRuns { index }),
             empty => {
-                *empty = Some(Queue::new(resources));
+                *empty = Some(Queue::new(resources).map_err(|error| DeviceError::Other(Box::new(error)))?);
                 Ok(())
             }
         }
@@ -150,25 +150,6 @@ impl BlkUnit {
             }
             None => Err(DeviceError::QueueStopped { index }),
         }
-    }
-
-    /// The driver cannot be called by `call`: its queue is broken. True if that is a queue of this volume.
-    pub fn call_broken(&mut self, call: &CallFd) -> bool {
-        let fd = call.as_fd().as_raw_fd();
-        let is_its = |queue: &mut Queue| queue.call.as_ref().is_some_and(|own| own.as_fd().as_raw_fd() == fd);
-        let found = (0..QUEUE_COUNT).zip(&mut self.queues).find_map(|(index, queue)| {
-            let queue = queue.as_mut()?;
-            is_its(queue).then_some((index, queue))
-        });
-        let Some((index, queue)) = found else { return false };
-        queue.call = None;
-        self.fail_queue(
-            index,
-            RingError::Host {
-                reason: "its call eventfd takes no more calls",
-            },
-        );
-        true
     }
 
     /// The volume was revoked. From now on nothing is submitted and nothing is told to the guest; queues stay silent
@@ -211,8 +192,7 @@ impl BlkUnit {
             return false;
         };
         match queue.ring.enable_kicks() {
-            // Without a descriptor for kicks the ring can only be polled.
-            Ok(waiting) => waiting || queue.kick.is_none(),
+            Ok(waiting) => waiting,
             Err(error) => {
                 self.note_broken(&error);
                 false
@@ -224,9 +204,7 @@ impl BlkUnit {
     pub fn after_sleep(&mut self) {
         for queue in self.queues.iter_mut().flatten() {
             queue.ring.disable_kicks();
-            if let Some(kick) = &queue.kick {
-                kick.drain();
-            }
+            queue.kick.drain();
         }
     }
 
@@ -238,7 +216,7 @@ impl BlkUnit {
             .iter()
             .flatten()
             .filter(|queue| !self.shut && queue.is_open());
-        let kicks = open.filter_map(|queue| queue.kick.as_ref()).map(AsFd::as_fd);
+        let kicks = open.map(|queue| queue.kick.as_fd());
         kicks.chain(self.controller.wake_fd()).collect()
     }
 

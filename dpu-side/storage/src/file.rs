@@ -7,12 +7,13 @@
 
 mod open;
 mod syncs;
+#[allow(unsafe_code)]
 mod uring;
 
 use std::{collections::VecDeque, fs::File, io, os::fd::BorrowedFd};
 
 use nix::{errno::Errno, fcntl::Flock};
-pub use open::{OpenError, open_file};
+pub use open::{Holder, OpenError, open_file};
 use syncs::Syncs;
 use uring::{Event, Slot, Uring};
 

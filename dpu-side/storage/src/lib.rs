@@ -17,6 +17,8 @@
 //!
 //! Direct I/O (`O_DIRECT`), discard and write-zeroes, resizing, and backends over a network.
 
+#![deny(unsafe_code)]
+
 mod backend;
 mod buffer;
 mod file;
@@ -26,5 +28,5 @@ pub mod recording;
 
 pub use backend::{Backend, Busy, Completion, Geometry, IoError, Op, Request, SECTOR_LEN};
 pub use buffer::{Buffer, BufferError, SEGMENT_COUNT_MAX};
-pub use file::{FileBackend, OpenError, open_file};
+pub use file::{FileBackend, Holder, OpenError, open_file};
 pub use instant::{MemoryBackend, NullBackend};

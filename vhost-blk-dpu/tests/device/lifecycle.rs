@@ -7,7 +7,7 @@ use std::sync::{
 
 use outboard_ring::{CallFd, KickFd};
 use outboard_storage::{Backend, Busy, Completion, Geometry, MemoryBackend, Request, recording::Recording};
-use outboard_vhost_user::DeviceError;
+use outboard_vhost_user::{DeviceError, QueueResources};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_blk_dpu::{BlkUnit, DEFAULT_FEATURES, VolumeCounters};
 
@@ -157,7 +157,7 @@ fn a_revoked_volume_is_silent_and_takes_nothing() {
 
     let resources = || {
         let fd = || eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
-        outboard_vhost_user::QueueResources {
+        QueueResources {
             ring: outboard_ring::SplitRing::new(guest.driver.config(), guest.ram.memory().clone()).expect("in order"),
             kick: Some(KickFd::new(fd()).expect("an eventfd")),
             call: Some(CallFd::new(fd()).expect("an eventfd")),
@@ -175,6 +175,21 @@ fn a_revoked_volume_is_silent_and_takes_nothing() {
             queue_count: 1
         })
     ));
+    let legacy = QueueResources {
+        features: DEFAULT_FEATURES & !(1 << 32),
+        ..resources()
+    };
+    let unkickable = QueueResources {
+        kick: None,
+        ..resources()
+    };
+    for (lacking, says) in [(legacy, "VIRTIO_F_VERSION_1"), (unkickable, "no kick descriptor")] {
+        let refused = fresh
+            .start_queue(0, lacking)
+            .expect_err("something is lacking")
+            .to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
     assert!(fresh.start_queue(0, resources()).is_ok(), "granted anew, it is served");
     assert!(matches!(
         fresh.start_queue(0, resources()),
