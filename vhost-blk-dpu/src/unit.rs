@@ -110,7 +110,7 @@ impl BlkUnit {
     /// Serve a queue.
     ///
     /// # Errors
-    /// There is no such queue, it runs already, it lacks what [`StartError`] names, or the volume was shut.
+    /// There is no such queue, it runs already, it lacks what [`StartError`](crate::StartError) names, or the volume was shut.
     pub fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
         if self.shut {
             return Err(DeviceError::NotGranted {
