@@ -14,14 +14,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use outboard_controls::{Check, on};
 use outboard_shim_api::Problem;
 use rustix::{
     fs::{Mode, Uid, chown, fchmod},
     net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
-        sockopt::{socket_error, socket_peercred},
+        sockopt::socket_error,
     },
-    process::geteuid,
+    process::{Pid, geteuid},
 };
 
 /// Connections that wait to be accepted at a VMM socket.
@@ -223,21 +225,43 @@ pub fn connect_to(path: &Path) -> io::Result<UnixStream> {
     Ok(UnixStream::from(socket))
 }
 
+/// The process on the other end, as it was when it connected (or, seen from the connecting side, when it began to
+/// listen).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerProcess {
+    /// Its user.
+    pub uid: u32,
+    /// Its number, unless it is in a pid namespace that this process cannot see.
+    pub pid: Option<Pid>,
+}
+
+/// Who is on the other end.
+///
+/// # Errors
+/// The kernel cannot tell.
+pub fn peer_process(stream: &UnixStream) -> io::Result<PeerProcess> {
+    // Not by rustix, whose credentials cannot hold the process number 0 that a foreign namespace gives.
+    let credentials = getsockopt(stream, PeerCredentials)?;
+    Ok(PeerProcess {
+        uid: credentials.uid(),
+        pid: Pid::from_raw(credentials.pid()),
+    })
+}
+
 /// Refuses a peer that runs under none of the `allowed` uids.
 ///
 /// # Errors
 /// [`SocketError::WrongUid`], or the kernel cannot tell.
 pub fn check_peer(stream: &UnixStream, allowed: &[u32], path: &Path) -> Result<(), SocketError> {
-    let credentials = socket_peercred(stream).map_err(|e| SocketError::Io {
+    let peer = peer_process(stream).map_err(|source| SocketError::Io {
         path: path.to_owned(),
-        source: e.into(),
+        source,
     })?;
-    let uid = credentials.uid.as_raw();
-    if outboard_controls::on(outboard_controls::Check::PeerUid) && !allowed.contains(&uid) {
+    if on(Check::PeerUid) && !allowed.contains(&peer.uid) {
         return Err(SocketError::WrongUid {
             path: path.to_owned(),
-            uid,
-            pid: credentials.pid.as_raw_nonzero().get(),
+            uid: peer.uid,
+            pid: peer.pid.map_or(0, Pid::as_raw_pid),
             allowed: allowed.to_owned(),
         });
     }

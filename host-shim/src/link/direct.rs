@@ -410,3 +410,7 @@ impl Connected {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "direct_tests.rs"]
+mod tests;

@@ -8,7 +8,6 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::sockopt::socket_peercred,
 };
 
 use super::{
@@ -16,6 +15,7 @@ use super::{
     fault::{Fault, Peer},
     framing::{Channel, Message, Outgoing, Received},
 };
+use crate::sockets::peer_process;
 
 /// Longest wait for an answer of the DPU's. `GET_VRING_BASE` waits for requests in flight, hence so long.
 pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ impl From<Fault> for SessionEnd {
 /// Runs a session until one side closes its stream (or it is shut down from another thread) or breaks the protocol.
 /// Both streams are closed when it returns.
 pub fn run(vmm: UnixStream, dpu: UnixStream, notify: &mut dyn FnMut(Note)) -> SessionEnd {
-    let process = socket_peercred(&vmm).ok().map(|credentials| credentials.pid);
+    let process = peer_process(&vmm).ok().and_then(|peer| peer.pid);
     let mut proxy = Proxy {
         vmm: Channel::new(vmm),
         dpu: Channel::new(dpu),
