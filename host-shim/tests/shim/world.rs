@@ -81,7 +81,8 @@ impl TestShim {
     /// Ends it and leaves the folder.
     pub fn stop(mut self) -> tempfile::TempDir {
         self.daemon.take().unwrap().stop();
-        self.runtime.shutdown_background();
+        // Its end of the API socket has to be closed before another shim binds it.
+        self.runtime.shutdown_timeout(PATIENCE);
         self.folder
     }
 
