@@ -8,8 +8,8 @@ use outboard_protocol::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Longest card serial, in bytes (a PCI VPD field holds at most 255).
-pub const SERIAL_LEN_MAX: usize = 255;
+/// Longest card serial, in bytes; those in PCI VPD are far shorter.
+pub const SERIAL_LEN_MAX: usize = 64;
 
 /// Lifetime of an enrolment token when the request names none, in seconds.
 pub const TOKEN_TTL_DEFAULT_S: u64 = 3600;
@@ -95,10 +95,10 @@ impl Attestation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolRequest {
-    /// The card's serial; no two cards may have the same. At most [`SERIAL_LEN_MAX`] bytes.
+    /// The card's serial; no two cards may have the same. At most 64 bytes.
     #[schema(example = "OB-0001")]
     pub serial: String,
-    /// Seconds until the token expires; [`TOKEN_TTL_DEFAULT_S`] unless told, at most [`TOKEN_TTL_MAX_S`].
+    /// Seconds until the token expires; 3600 unless told, at most 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
 }

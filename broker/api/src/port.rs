@@ -28,7 +28,7 @@ pub struct PortSpec {
     #[serde(default)]
     #[schema(value_type = Vec<String>, example = json!(["10.0.0.1"]))]
     pub addresses: Vec<IpAddr>,
-    /// The card that serves it; see [`Topology::place`](crate::topology::Topology::place) for when it may be left out.
+    /// The card that serves it. If left out: the only one that the topology names, or else the only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "local")]
     pub card: Option<Name>,

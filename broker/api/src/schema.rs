@@ -22,3 +22,44 @@ macro_rules! text_schema {
 }
 
 pub(crate) use text_schema;
+
+#[cfg(test)]
+mod tests {
+    use utoipa::OpenApi;
+
+    use crate::{binding, card, error, grant, health, network, operator, port, topology, volume};
+
+    #[derive(OpenApi)]
+    #[openapi(components(schemas(
+        binding::BindingView,
+        card::CardView,
+        card::EnrolRequest,
+        card::EnrolResponse,
+        error::ErrorBody,
+        grant::GrantRequest,
+        grant::GrantView,
+        health::Health,
+        network::NetworkView,
+        operator::OperatorCredentials,
+        port::PortView,
+        topology::Change,
+        topology::Topology,
+        volume::VolumeView,
+    )))]
+    struct Everything;
+
+    #[test]
+    fn descriptions_are_for_readers_of_json() {
+        let text = Everything::openapi().to_pretty_json().expect("JSON");
+        assert!(
+            text.contains("\"Backend\": {") && !text.contains("BackendKeys"),
+            "{text}"
+        );
+        assert!(
+            text.contains("10.0.0.0/24") && text.contains("4GiB"),
+            "examples of values that travel as text"
+        );
+        let rust_only = text.lines().find(|line| line.contains("[`") || line.contains("::"));
+        assert_eq!(rust_only, None, "a link into the Rust documentation");
+    }
+}

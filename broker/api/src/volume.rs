@@ -21,14 +21,14 @@ pub struct VolumeSpec {
     /// The volume's name.
     #[schema(value_type = String, example = "disk1")]
     pub name: Name,
-    /// Its size: a multiple of [`SECTOR_LEN_BYTES`].
+    /// Its size: a multiple of 512 bytes.
     pub size: Size,
     /// Where its blocks are.
     pub backend: Backend,
     /// The device refuses writes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
-    /// The card that serves it; see [`Topology::place`](crate::topology::Topology::place) for when it may be left out.
+    /// The card that serves it. If left out: the only one that the topology names, or else the only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "local")]
     pub card: Option<Name>,
@@ -46,7 +46,7 @@ pub enum Backend {
     Null,
 }
 
-/// [`Backend`] as it is written: `{ file = "disk1.raw" }`, `{ memory = true }` or `{ null = true }`.
+/// Where the blocks of a volume are; exactly one of the keys.
 #[derive(Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Backend)]

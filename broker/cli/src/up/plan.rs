@@ -50,7 +50,7 @@ impl Plan {
         check_characters(&run_dir)?;
         let volume_dir = match (&args.volume_dir, args.file.parent()) {
             (Some(dir), _) => dir.clone(),
-            (None, Some(dir)) if args.file != Path::new("-") => Path::new(".").join(dir),
+            (None, Some(dir)) if !dir.as_os_str().is_empty() => dir.to_owned(),
             (None, _) => PathBuf::from("."),
         };
         Ok(Self {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use outboard_api::topology::Change;
-use outboard_shim_api::{DeviceKind, DeviceView};
+use outboard_shim_api::{DeviceKind, DeviceState, DeviceView};
 use serde::Serialize;
 
 use super::{layout::RunDir, plan::Plan, snippets::Guest};
@@ -98,6 +98,9 @@ impl Ready {
             apply::describe(&self.changes, "The topology was in place already."),
             devices,
         ];
+        parts.extend(self.devices.iter().filter(|d| !is_ready(d)).map(|DeviceView { kind, name, .. }| {
+            format!("{kind} {name} was revoked; to grant it again: outboard --socket {socket} grant create {kind} {name}")
+        }));
         parts.extend(self.guests.iter().map(Guest::text));
         parts.push(output::details(vec![
             (
@@ -115,6 +118,12 @@ impl Ready {
         let parent = self.logs.values().next().and_then(|path| path.parent());
         parent.map_or_else(String::new, |path: &Path| path.display().to_string())
     }
+}
+
+/// Does the device await its VMM, or have one? All others that [`sequence::start`](super::sequence::start) lets pass
+/// were revoked by an operator.
+pub fn is_ready(device: &DeviceView) -> bool {
+    matches!(device.state, DeviceState::WaitingForVmm | DeviceState::Connected)
 }
 
 /// The first port with the first volume, the second with the second, and so on; what is left over stands alone.

@@ -13,7 +13,7 @@ use outboard_api::{
     topology::Change,
 };
 use outboard_protocol::id::ObjectKind;
-use outboard_shim_api::{self as shim, DeviceKind, DeviceSpec, DeviceState, DeviceView, Role};
+use outboard_shim_api::{self as shim, DeviceKind, DeviceSpec, DeviceView, Role};
 
 use super::{
     config,
@@ -21,7 +21,7 @@ use super::{
     layout::{CardIdentity, RunDir},
     plan::Plan,
     progress::Progress,
-    ready::Ready,
+    ready::{Ready, is_ready},
 };
 use crate::{
     client::{
@@ -36,6 +36,9 @@ pub const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pause between two looks at something that is awaited.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Lifetime of the token that enrols the card, which is used at once, in seconds.
+const TOKEN_TTL_S: u64 = 120;
 
 /// File in which the broker tells the address that cards reach it at, in its state directory.
 const CARD_ADDRESS_FILE: &str = "card_address";
@@ -66,7 +69,7 @@ pub async fn start(
         progress.step(&format!("enrolling card {}", card.name));
         let request = EnrolRequest {
             serial: card.serial.clone(),
-            ttl_s: None,
+            ttl_s: Some(TOKEN_TTL_S),
         };
         let answer: EnrolResponse = broker.post(&format!("/v1/cards/{}/enrol", card.name), &request).await?;
         daemons.watch(daemons::enrol(dir, &dpu_config, &answer.token)).await?;
@@ -189,7 +192,7 @@ fn settled(device: &DeviceView, grants: &[GrantView]) -> bool {
     let revoked = grants
         .iter()
         .any(|g| is(device, g.kind, g.name.as_str()) && g.revocation.is_some());
-    revoked || matches!(device.state, DeviceState::WaitingForVmm | DeviceState::Connected)
+    revoked || is_ready(device)
 }
 
 fn is(device: &DeviceView, kind: ObjectKind, name: &str) -> bool {

@@ -1,6 +1,7 @@
 //! The command line as a program, against a scripted server.
 
 mod server;
+mod tls;
 
 use std::{
     path::Path,
