@@ -29,7 +29,7 @@ pub enum DeviceKind {
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Port => "port",
             Self::Volume => "volume",
         })
@@ -49,7 +49,7 @@ pub enum Role {
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Listen => "listen",
             Self::Connect => "connect",
         })
@@ -93,7 +93,7 @@ pub enum DeviceState {
 
 impl fmt::Display for DeviceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::WaitingForGrant => "waiting-for-grant",
             Self::WaitingForVmm => "waiting-for-vmm",
             Self::Connected => "connected",
@@ -245,6 +245,7 @@ mod tests {
             DeviceState::Failed,
         ] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{state}\""));
+            assert_eq!(format!("{state:<20}|").len(), 21);
         }
     }
 
