@@ -208,7 +208,3 @@ fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
 fn may_use(uid: u32, uids: &[u32]) -> bool {
     uid == 0 || uid == nix::unistd::getuid().as_raw() || uids.contains(&uid) || !on(Check::PeerUid)
 }
-
-#[cfg(test)]
-#[path = "listener_tests.rs"]
-mod tests;

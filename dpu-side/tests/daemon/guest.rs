@@ -1,0 +1,258 @@
+//! Guests behind vhost-user: a VMM's side of the session and the driver's side of the rings.
+
+use std::{
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    time::{Duration, Instant},
+};
+
+use outboard_ring::driver::{Added, BUFFER_LEN, Driver, GuestRam, USER_OFFSET};
+use vhost::{
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    vhost_user::{
+        Frontend, VhostUserFrontend,
+        message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures},
+    },
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const VIRTIO_F_VERSION_1: u64 = 1 << 32;
+const QUEUE_SIZE: u16 = 64;
+/// virtio 1.3 §5.1.6.1.
+const NET_HEADER_LEN: usize = 12;
+
+struct Queue {
+    driver: Driver,
+    kick: EventFd,
+    pub call: EventFd,
+}
+
+impl Queue {
+    fn kick(&mut self) {
+        self.driver.publish();
+        if self.driver.needs_kick() {
+            self.kick.write(1).expect("a kick");
+        }
+    }
+}
+
+/// A VM with one device.
+pub struct Guest {
+    pub frontend: Frontend,
+    queues: Vec<Queue>,
+    posted: Vec<Added>,
+    _ram: GuestRam,
+}
+
+impl Guest {
+    /// Brings the device behind `stream` up.
+    pub fn start(stream: UnixStream, queue_count: usize) -> vhost::Result<Self> {
+        Self::start_with(stream, queue_count, EFD_NONBLOCK)
+    }
+
+    /// The same, with call eventfds of these flags.
+    pub fn start_with(stream: UnixStream, queue_count: usize, call_flags: i32) -> vhost::Result<Self> {
+        let mut frontend = Frontend::from_stream(stream, queue_count as u64);
+        frontend.set_owner()?;
+        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        assert_eq!(
+            frontend.get_features()? & (VIRTIO_F_VERSION_1 | protocol),
+            VIRTIO_F_VERSION_1 | protocol
+        );
+        let wanted = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+        let offered = frontend.get_protocol_features()?;
+        frontend.set_protocol_features(offered & wanted)?;
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        // Only now, since replies to it are asked for.
+        frontend.set_features(VIRTIO_F_VERSION_1 | protocol)?;
+
+        let ram = GuestRam::new(4 << 20);
+        let spec = ram.spec();
+        frontend.set_mem_table(&[VhostUserMemoryRegionInfo {
+            guest_phys_addr: spec.guest_phys_addr,
+            memory_size: spec.len,
+            userspace_addr: spec.user_addr,
+            mmap_offset: spec.mmap_offset,
+            mmap_handle: ram.file().as_raw_fd(),
+        }])?;
+        let mut queues = Vec::new();
+        for index in 0..queue_count {
+            queues.push(start_queue(&mut frontend, index, &ram, call_flags)?);
+        }
+        Ok(Self {
+            frontend,
+            queues,
+            posted: vec![],
+            _ram: ram,
+        })
+    }
+
+    /// The call eventfd of a queue, as the host holds it.
+    pub fn call(&self, queue: usize) -> &EventFd {
+        &self.queues[queue].call
+    }
+}
+
+fn start_queue(frontend: &mut Frontend, index: usize, ram: &GuestRam, call_flags: i32) -> vhost::Result<Queue> {
+    let driver = Driver::new(ram, QUEUE_SIZE, VIRTIO_F_VERSION_1);
+    let config = driver.config();
+    let (kick, call) = (
+        EventFd::new(EFD_NONBLOCK).expect("an eventfd"),
+        EventFd::new(call_flags).expect("an eventfd"),
+    );
+    frontend.set_vring_num(index, QUEUE_SIZE)?;
+    frontend.set_vring_addr(
+        index,
+        &VringConfigData {
+            queue_max_size: QUEUE_SIZE,
+            queue_size: QUEUE_SIZE,
+            flags: 0,
+            desc_table_addr: config.desc + USER_OFFSET,
+            used_ring_addr: config.used + USER_OFFSET,
+            avail_ring_addr: config.avail + USER_OFFSET,
+            log_addr: None,
+        },
+    )?;
+    frontend.set_vring_base(index, 0)?;
+    frontend.set_vring_call(index, &call)?;
+    frontend.set_vring_kick(index, &kick)?;
+    frontend.set_vring_enable(index, true)?;
+    Ok(Queue { driver, kick, call })
+}
+
+/// A VM with a network card.
+pub struct NetGuest(pub Guest);
+
+impl NetGuest {
+    /// With room for received frames.
+    pub fn start(stream: UnixStream) -> Self {
+        Self::start_with(stream, EFD_NONBLOCK)
+    }
+
+    /// The same, with call eventfds of these flags.
+    pub fn start_with(stream: UnixStream, call_flags: i32) -> Self {
+        let mut guest = Self(Guest::start_with(stream, 2, call_flags).expect("the device comes up"));
+        for _ in 0..QUEUE_SIZE / 2 {
+            guest.post();
+        }
+        guest.0.queues[0].kick();
+        guest
+    }
+
+    fn post(&mut self) {
+        let room = u32::try_from(BUFFER_LEN).expect("short");
+        let added = self.0.queues[0]
+            .driver
+            .add_bytes(&[], &[room])
+            .expect("descriptors are free");
+        self.0.posted.push(added);
+    }
+
+    /// Sends a frame; false if the device does not take frames any more.
+    pub fn send(&mut self, frame: &[u8]) -> bool {
+        let tx = &mut self.0.queues[1];
+        while tx.driver.used().is_some() {}
+        let added = tx.driver.add_bytes(&[&[0; NET_HEADER_LEN], frame], &[]);
+        tx.kick();
+        added.is_some()
+    }
+
+    /// Takes a frame that was received.
+    pub fn take(&mut self) -> Option<Vec<u8>> {
+        let rx = &mut self.0.queues[0];
+        let (head, len) = rx.driver.used()?;
+        let at = self
+            .0
+            .posted
+            .iter()
+            .position(|a| a.head == head)
+            .expect("a buffer that was posted");
+        let added = self.0.posted.swap_remove(at);
+        let bytes = rx.driver.read(added.writable[0].0, len as usize);
+        self.post();
+        self.0.queues[0].kick();
+        Some(bytes[NET_HEADER_LEN..].to_vec())
+    }
+
+    /// Waits for a frame.
+    pub fn receive(&mut self, patience: Duration) -> Option<Vec<u8>> {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(frame) = self.take() {
+                return Some(frame);
+            }
+            if Instant::now() > end {
+                return None;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+/// A UDP datagram over IPv4 from `vm<from>` to `vm<to>`.
+pub fn frame(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+    let mac = |n| [0x52, 0x54, 0, 0, 0, n];
+    let udp_len = u16::try_from(8 + payload.len()).expect("short");
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + udp_len).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, from, 10, 0, 0, to]);
+    let sum: u32 = ip.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("folded");
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut frame = [mac(to), mac(from)].concat();
+    frame.extend([0x08, 0x00]);
+    frame.extend(ip);
+    frame.extend([0x30, 0x39, 0x30, 0x39]);
+    frame.extend(udp_len.to_be_bytes());
+    // No UDP checksum, which IPv4 allows.
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+/// A VM with a disk.
+pub struct BlkGuest(pub Guest);
+
+/// virtio 1.3 §5.2.6.
+pub const BLK_T_IN: u32 = 0;
+pub const BLK_T_OUT: u32 = 1;
+pub const BLK_T_FLUSH: u32 = 4;
+
+impl BlkGuest {
+    pub fn start(stream: UnixStream) -> Self {
+        Self(Guest::start(stream, 1).expect("the device comes up"))
+    }
+
+    /// The disk's size in sectors, from its config space.
+    pub fn capacity(&mut self) -> u64 {
+        let (_, bytes) = self
+            .0
+            .frontend
+            .get_config(0, 8, vhost::vhost_user::message::VhostUserConfigFlags::empty(), &[0; 8])
+            .expect("a config space");
+        u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"))
+    }
+
+    /// One request: the status, and what was read.
+    pub fn request(&mut self, kind: u32, sector: u64, write: &[u8], read: u32) -> (u8, Vec<u8>) {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        let readable: &[&[u8]] = if write.is_empty() {
+            &[&header]
+        } else {
+            &[&header, write]
+        };
+        let writable: &[u32] = if read == 0 { &[1] } else { &[read, 1] };
+        let queue = &mut self.0.queues[0];
+        let added = queue
+            .driver
+            .add_bytes(readable, writable)
+            .expect("descriptors are free");
+        queue.kick();
+        let (head, _) = crate::fixture::eventually("the request is answered", || queue.driver.used());
+        assert_eq!(head, added.head);
+        let at = |n: usize| queue.driver.read(added.writable[n].0, added.writable[n].1 as usize);
+        (at(writable.len() - 1)[0], if read == 0 { vec![] } else { at(0) })
+    }
+}

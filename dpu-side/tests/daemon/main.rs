@@ -1,0 +1,12 @@
+//! The daemon as its neighbours see it: a scripted host on the link, guests behind vhost-user, and a scripted broker.
+#![forbid(unsafe_code)]
+
+mod broker;
+mod channel;
+mod enrolment;
+mod fixture;
+mod guest;
+mod host;
+mod link;
+mod revocation;
+mod traffic;

@@ -1,0 +1,387 @@
+//! Silence after a revocation: at once, whatever else the DPU has to do.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use dpu_side::{
+    broker_channel::Outbox,
+    clock,
+    datapath::Datapath,
+    enforcement::{self, Disk, Enforcement, Message, Parts},
+    gate::Gate,
+    link::Links,
+    sessions::Sessions,
+    volumes::Opener,
+};
+use outboard_controls::{Check, Off};
+use outboard_engine::{WorkerConfig, WorkerHandle};
+use outboard_protocol::{
+    card_side::{CardCore, Input},
+    desired::{DesiredState, VolumeBackend},
+    id::{Generation, Incarnation, ObjectRef, OperationId},
+    link::Reply,
+    refusal::Code,
+};
+
+use crate::{
+    fixture::{CARD, Change, desired, name, port, two_ports, volume},
+    guest::{BLK_T_OUT, BlkGuest, NetGuest, frame},
+};
+
+/// From receipt of the desired state to silence.
+const DEADLINE: Duration = Duration::from_millis(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a save takes on the slow disk.
+const SLOW: Duration = Duration::from_millis(400);
+
+/// A disk that can be made slow, or broken.
+#[derive(Clone, Default)]
+struct TestDisk {
+    slow: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
+    saving: Arc<AtomicBool>,
+    saves: Arc<AtomicU64>,
+}
+
+impl Disk for TestDisk {
+    fn save(&mut self, _: &[u8]) -> io::Result<()> {
+        self.saving.store(true, Ordering::SeqCst);
+        if self.slow.load(Ordering::SeqCst) {
+            std::thread::sleep(SLOW);
+        }
+        self.saving.store(false, Ordering::SeqCst);
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no space left, for the test"));
+        }
+        self.saves.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// The daemon without its sockets.
+struct Dpu {
+    gate: Gate,
+    disk: TestDisk,
+    messages: SyncSender<Message>,
+    worker: WorkerHandle<Datapath>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Dpu {
+    fn start(state: DesiredState) -> Self {
+        let (core, effects) = CardCore::start(name(CARD), None, clock::now());
+        let (messages, inbox) = enforcement::channel();
+        let config = WorkerConfig {
+            name: "datapath".into(),
+            core: None,
+            spin: Duration::from_micros(50),
+        };
+        let (worker, _) = outboard_engine::spawn(config, Datapath::new(messages.clone())).unwrap();
+        let gate = Gate::new(core.desired(), worker.clone());
+        let disk = TestDisk::default();
+        let parts = Parts {
+            worker: worker.clone(),
+            gate: gate.clone(),
+            disk: Box::new(disk.clone()),
+            opener: Opener::new("/nonexistent".into(), 1 << 30),
+            sessions: Sessions::new(16, worker.clone(), messages.clone()),
+            links: Arc::new(Links::default()),
+            outbox: Outbox::new(core.desired().version()),
+        };
+        let enforcement = Enforcement::start(core, effects, parts).unwrap();
+        let thread = std::thread::spawn(move || enforcement.run(&inbox));
+        let dpu = Self {
+            gate,
+            disk,
+            messages,
+            worker,
+            thread,
+        };
+        dpu.receive(state);
+        dpu
+    }
+
+    /// What the channel does with a desired state. How long until silence.
+    fn receive(&self, state: DesiredState) -> Duration {
+        let start = Instant::now();
+        self.gate.arrived(&state).unwrap();
+        let taken = start.elapsed();
+        self.messages.send(Message::Broker(Input::Desired(state))).unwrap();
+        taken
+    }
+
+    fn ask(&self, input: Input, stream: Option<std::os::unix::net::UnixStream>) -> Reply {
+        let (reply, answer) = sync_channel(1);
+        self.messages.send(Message::Host { input, stream, reply }).unwrap();
+        answer.recv().unwrap()
+    }
+
+    fn redeem(&self, object: &ObjectRef) -> Reply {
+        let operation = OperationId(uuid::Uuid::new_v4());
+        self.ask(
+            Input::Redeem {
+                host: name(CARD),
+                operation,
+                object: object.clone(),
+            },
+            None,
+        )
+    }
+
+    fn open(&self, object: &ObjectRef) -> std::os::unix::net::UnixStream {
+        let Reply::Redeemed {
+            generation,
+            incarnation,
+        } = self.redeem(object)
+        else {
+            panic!("it is granted")
+        };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let connect = Input::Connect {
+            host: name(CARD),
+            object: object.clone(),
+            generation,
+            incarnation,
+        };
+        assert_eq!(self.ask(connect, Some(theirs)), Reply::Connected);
+        ours
+    }
+
+    fn guests(&self) -> (NetGuest, NetGuest) {
+        (
+            NetGuest::start(self.open(&port("vm1"))),
+            NetGuest::start(self.open(&port("vm2"))),
+        )
+    }
+
+    /// Keeps the enforcement at a slow save.
+    fn keep_busy(&self) {
+        self.disk.slow.store(true, Ordering::SeqCst);
+        let (reply, _answer) = sync_channel(1);
+        let hello = Input::HostHello {
+            // Not the guests' host: that one's sessions would end with its boot epoch.
+            host: name("elsewhere"),
+            host_epoch: outboard_protocol::id::BootEpoch(u64::MAX),
+            version: 1,
+        };
+        self.messages
+            .send(Message::Host {
+                input: hello,
+                stream: None,
+                reply,
+            })
+            .unwrap();
+        crate::fixture::eventually("the save has begun", || {
+            self.disk.saving.load(Ordering::SeqCst).then_some(())
+        });
+    }
+
+    fn stop(self) {
+        self.disk.slow.store(false, Ordering::SeqCst);
+        self.messages.send(Message::Stop).unwrap();
+        self.thread.join().unwrap();
+        self.worker.stop();
+    }
+}
+
+/// Frames of 1 ms pass or not.
+fn passes(from: &mut NetGuest, to: &mut NetGuest, frame: &[u8]) -> bool {
+    while to.take().is_some() {}
+    from.send(frame);
+    to.receive(Duration::from_millis(50)).is_some()
+}
+
+#[test]
+fn p08_a_revoked_port_is_silent_within_the_deadline_while_the_disk_is_busy() {
+    let dpu = Dpu::start(two_ports());
+    let (mut vm1, mut vm2) = dpu.guests();
+    assert!(passes(&mut vm1, &mut vm2, &frame(1, 2, b"before")) && passes(&mut vm2, &mut vm1, &frame(2, 1, b"before")));
+    dpu.keep_busy();
+    let taken = dpu.receive(desired(2, 2).grant(port("vm2"), 1));
+    assert!(taken <= DEADLINE, "{taken:?}");
+    assert!(!passes(&mut vm1, &mut vm2, &frame(1, 2, b"out")), "nothing goes out");
+    assert!(!passes(&mut vm2, &mut vm1, &frame(2, 1, b"in")), "nothing comes in");
+    assert!(dpu.disk.saving.load(Ordering::SeqCst), "the disk was busy all the time");
+    dpu.stop();
+}
+
+#[test]
+fn p08_control_without_the_gate_the_revocation_waits_for_the_disk() {
+    let dpu = Dpu::start(two_ports());
+    let (mut vm1, mut vm2) = dpu.guests();
+    assert!(passes(&mut vm1, &mut vm2, &frame(1, 2, b"before")));
+    dpu.keep_busy();
+    assert!(passes(&mut vm1, &mut vm2, &frame(1, 2, b"while the disk is busy")));
+    {
+        let _off = Off::here(Check::SilenceFirst);
+        dpu.receive(desired(2, 2).grant(port("vm2"), 1));
+    }
+    assert!(dpu.disk.saving.load(Ordering::SeqCst));
+    assert!(
+        passes(&mut vm1, &mut vm2, &frame(1, 2, b"out")),
+        "the revoked port is heard"
+    );
+    dpu.stop();
+}
+
+#[test]
+fn p08_a_revoked_volume_completes_nothing_more() {
+    let disk = || desired(1, 0).with("disk", 1 << 20, VolumeBackend::Memory);
+    let dpu = Dpu::start(disk().grant(volume("disk"), 1));
+    let mut vm = BlkGuest::start(dpu.open(&volume("disk")));
+    assert_eq!(vm.request(BLK_T_OUT, 0, &[1; 512], 0).0, 0);
+    dpu.keep_busy();
+    let mut without = disk();
+    without.revision = outboard_protocol::id::Revision(2);
+    assert!(dpu.receive(without) <= DEADLINE);
+    let request = std::thread::spawn(move || vm.request(BLK_T_OUT, 0, &[2; 512], 0));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!request.is_finished(), "no answer after the revocation");
+    drop(request);
+    dpu.stop();
+}
+
+#[test]
+fn p08_sessions_that_do_what_they_like_do_not_delay_silence() {
+    let dpu = Dpu::start(two_ports());
+    let (vm1, mut vm2) = dpu.guests();
+    let stop = Arc::new(AtomicBool::new(false));
+    // One guest stops and starts its queue without pause; the other floods.
+    let toggling = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let mut vm1 = vm1;
+            use vhost::vhost_user::VhostUserFrontend;
+            while !stop.load(Ordering::SeqCst) {
+                if vm1.0.frontend.set_vring_enable(0, false).is_err()
+                    || vm1.0.frontend.set_vring_enable(0, true).is_err()
+                {
+                    return;
+                }
+            }
+        })
+    };
+    let mut slowest = Duration::ZERO;
+    for revision in 2..40u64 {
+        for n in 0..20 {
+            vm2.send(&frame(2, 1, &[n; 1000]));
+        }
+        let state = desired(revision, 2).grant(port("vm1"), 1).grant(port("vm2"), 1);
+        slowest = slowest.max(dpu.receive(state));
+    }
+    slowest = slowest.max(dpu.receive(desired(100, 2)));
+    assert!(slowest <= DEADLINE, "{slowest:?}");
+    stop.store(true, Ordering::SeqCst);
+    toggling.join().unwrap();
+    dpu.stop();
+}
+
+#[test]
+fn nothing_is_opened_that_a_newer_state_does_not_grant() {
+    let dpu = Dpu::start(two_ports());
+    let fence = |generation| outboard_protocol::binding::Fence {
+        generation: Generation(generation),
+        incarnation: Incarnation(generation),
+    };
+    assert_eq!(dpu.gate.open(&port("vm1"), fence(1), &name(CARD)), Ok(true));
+    assert_eq!(
+        dpu.gate.open(&port("vm1"), fence(2), &name(CARD)),
+        Ok(false),
+        "another generation"
+    );
+    assert_eq!(
+        dpu.gate.open(&port("vm1"), fence(1), &name("elsewhere")),
+        Ok(false),
+        "another host"
+    );
+    dpu.gate.arrived(&desired(2, 2).grant(port("vm1"), 2)).unwrap();
+    assert_eq!(
+        dpu.gate.open(&port("vm1"), fence(1), &name(CARD)),
+        Ok(false),
+        "the enforcement is behind"
+    );
+    dpu.stop();
+}
+
+#[test]
+fn what_cannot_be_made_durable_is_not_granted_and_is_tried_again() {
+    let dpu = Dpu::start(two_ports());
+    // Once this is answered, the desired state is durable.
+    assert!(matches!(dpu.redeem(&port("vm2")), Reply::Redeemed { .. }));
+    dpu.disk.broken.store(true, Ordering::SeqCst);
+    let Reply::Refused { refusal } = dpu.redeem(&port("vm1")) else {
+        panic!("redeemed without a record")
+    };
+    assert_eq!(refusal.code, Code::Unavailable);
+    dpu.disk.broken.store(false, Ordering::SeqCst);
+    let (mut vm1, mut vm2) = dpu.guests();
+    assert!(passes(&mut vm1, &mut vm2, &frame(1, 2, b"once it is durable")));
+
+    // A session that ends while the disk is broken is not forgotten: its binding drains once the disk works.
+    dpu.disk.broken.store(true, Ordering::SeqCst);
+    dpu.receive(desired(2, 2).grant(port("vm2"), 1));
+    assert!(!passes(&mut vm1, &mut vm2, &frame(1, 2, b"silent all the same")));
+    drop(vm1);
+    std::thread::sleep(Duration::from_millis(100));
+    dpu.disk.broken.store(false, Ordering::SeqCst);
+    dpu.receive(desired(3, 2).grant(port("vm1"), 2).grant(port("vm2"), 1));
+    let end = Instant::now() + PATIENCE;
+    while !matches!(
+        dpu.redeem(&port("vm1")),
+        Reply::Redeemed {
+            generation: Generation(2),
+            ..
+        }
+    ) {
+        assert!(Instant::now() < end, "the former binding never drained");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    dpu.stop();
+}
+
+#[test]
+fn a_call_that_its_host_made_block_costs_that_session_only() {
+    use vhost::VhostBackend;
+    let dpu = Dpu::start(
+        desired(1, 3)
+            .grant(port("vm1"), 1)
+            .grant(port("vm2"), 1)
+            .grant(port("vm3"), 1),
+    );
+    let (mut vm1, mut vm2) = dpu.guests();
+    let mut vm3 = NetGuest::start_with(dpu.open(&port("vm3")), 0);
+    assert!(passes(&mut vm1, &mut vm3, &frame(1, 3, b"before")));
+    vm3.0.call(0).read().unwrap();
+    vm3.0.call(0).write(u64::MAX - 1).unwrap();
+    vm1.send(&frame(1, 3, b"this cannot be signalled"));
+    let start = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while start.elapsed() < Duration::from_millis(400) {
+        let sent = Instant::now();
+        assert!(passes(&mut vm1, &mut vm2, &frame(1, 2, b"neighbours")));
+        slowest = slowest.max(sent.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(50), "{slowest:?}");
+    assert!(vm3.0.frontend.get_features().is_err(), "its session was closed");
+    drop(vm3);
+    let mut vm3 = NetGuest::start(crate::fixture::eventually("the device can be opened again", || {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (generation, incarnation) = (Generation(1), Incarnation(1));
+        let connect = Input::Connect {
+            host: name(CARD),
+            object: port("vm3"),
+            generation,
+            incarnation,
+        };
+        (dpu.ask(connect, Some(theirs)) == Reply::Connected).then_some(ours)
+    }));
+    assert!(passes(&mut vm1, &mut vm3, &frame(1, 3, b"after")));
+    dpu.stop();
+}
