@@ -32,7 +32,8 @@ Examples:
   outboard --json port list | jq '.[].binding.state'
 
 Exit status: 0 done, 1 error, 2 'diff' found changes, 64 the command line cannot be understood.
-With --json, an error is one line of JSON on standard error: {\"error\":{code, object, message, remedy}}."
+With --json, an error is one line of JSON on standard error:
+{\"error\":{\"code\", \"object\", \"message\", \"remedy\"}}"
 )]
 pub struct Cli {
     /// Options of every command.
@@ -45,6 +46,7 @@ pub struct Cli {
 
 /// Options of every command.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The broker's unix socket [default: $OUTBOARD_RUN_DIR/broker.sock, or /run/outboard/broker.sock for root, or
     /// $XDG_RUNTIME_DIR/outboard/broker.sock]

@@ -55,6 +55,17 @@ fn every_help_has_an_example_that_is_understood() {
     }
 }
 
+#[test]
+fn help_fits_a_terminal_of_100_columns_without_being_broken() {
+    for (path, command) in visible(&Cli::command(), "outboard") {
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let long = after
+            .lines()
+            .find(|line| line.chars().count() > 100 && !line.trim_start().starts_with("outboard "));
+        assert_eq!(long, None, "in: {path} --help");
+    }
+}
+
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(line.split_whitespace())
 }

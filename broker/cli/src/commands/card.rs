@@ -24,8 +24,8 @@ pub struct CardArgs {
 enum Verb {
     /// All cards: state, isolation, attestation
     #[command(after_help = "\
-ISOLATION tells who is held off: 'machine', the DPU is on another kernel and the host's root is held off too;
-'process', the DPU shares the host's kernel and its root is trusted.
+ISOLATION tells who is held off: 'machine', the DPU is on another kernel and the host's root is held
+off too; 'process', the DPU shares the host's kernel and its root is trusted.
 
 Examples:
   outboard card list

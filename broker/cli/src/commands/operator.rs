@@ -29,7 +29,8 @@ pub struct OperatorArgs {
 enum Verb {
     /// Make an operator's key and certificate for --api; only over the broker's unix socket
     #[command(after_help = "\
-Writes cert.pem, key.pem (mode 0600) and ca.pem, none of which may be there yet. The broker keeps no copy of the key.
+Writes cert.pem, key.pem (mode 0600) and ca.pem, none of which may be there yet. The broker keeps no
+copy of the key.
 
 Examples:
   outboard operator issue alice --out alice/")]

@@ -34,14 +34,15 @@ use crate::{args::Global, commands::apply, error::CliError};
 /// `outboard up`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Starts outboard-broker, outboard-dpu and outboard-shim (from the directory of this program), applies FILE, attaches
-every port and volume, and prints QEMU and cloud-hypervisor arguments and libvirt XML. Runs until Ctrl-C or SIGTERM,
-then stops what it started. Works without root. It talks to the broker that it starts: --socket and --api do not apply.
+Starts outboard-broker, outboard-dpu and outboard-shim (from the directory of this program), applies
+FILE, attaches every port and volume, and prints arguments for QEMU and cloud-hypervisor and XML for
+libvirt. Runs until Ctrl-C or SIGTERM, then stops what it started. Works without root. It talks to
+the broker that it starts: --socket and --api do not apply.
 
 The run directory keeps configuration, state and logs, and a later 'up' in it goes on from there:
-  broker.sock shim.sock dpu.sock   the daemons' sockets
-  ports/NAME.sock volumes/NAME.sock   the VMMs' sockets
-  log/*.log  state/  *.toml
+  ports/NAME.sock, volumes/NAME.sock  the VMMs' sockets
+  broker.sock, shim.sock, dpu.sock    the daemons' sockets
+  *.toml, state/, log/*.log           their configuration, state and logs
 
 With --json, one line tells all paths, process ids and arguments once everything is ready.
 
