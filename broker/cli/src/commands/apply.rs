@@ -16,8 +16,8 @@ use crate::{EXIT_CHANGES, args::Global, error::CliError, output};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Applying is declarative: what the file declares is made or changed, what an earlier apply made and
-the file no longer declares is deleted, and what was made by hand stays. Applying the same file again
-changes nothing.
+the file no longer declares is deleted, and what was made by hand stays. Applying the same file
+again changes nothing.
 
 Examples:
   outboard apply -f two-vms.toml
