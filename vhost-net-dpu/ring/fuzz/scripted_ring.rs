@@ -23,6 +23,8 @@ pub fn run(script: &[u8]) {
     let mut driver = Driver::new(&ram, SIZE, FEATURES[usize::from(first & 3)]).starting_at(start);
     let mut ring = SplitRing::new(driver.config(), ram.memory().clone()).expect("the ring itself is in order");
     let mut held: Vec<u16> = Vec::new();
+    // The chain popped last, while it is held.
+    let mut last = None;
     let mut broken = false;
     let mut chain = Chain::new();
     while !script.0.is_empty() {
@@ -47,6 +49,7 @@ pub fn run(script: &[u8]) {
                     assert!(!held.contains(&chain.head()), "a head is held once");
                     check(&ram, &driver, &chain);
                     held.push(chain.head());
+                    last = Some(chain.head());
                 }
                 Ok(false) => {}
                 Err(error) => {
@@ -58,6 +61,7 @@ pub fn run(script: &[u8]) {
                 let head = script.index();
                 let was_held = held.iter().position(|&h| h == head).map(|at| held.remove(at)).is_some();
                 assert_eq!(ring.push_used(head, u32::from(script.byte())).is_ok(), was_held);
+                last = last.filter(|&last| last != head);
             }
             7 => {
                 ring.publish().expect("the ring's memory is there");
@@ -71,22 +75,15 @@ pub fn run(script: &[u8]) {
                 }
             },
             _ => {
-                // Only the chain popped last is sure to be held still.
-                if held.last() == Some(&chain.head()) && ring.in_flight() > 0 && last_popped(&ring, &chain, &driver) {
+                if let Some(head) = last.take() {
                     ring.unpop(1);
-                    held.pop();
+                    held.retain(|&h| h != head);
                 }
             }
         }
         assert_eq!(usize::from(ring.in_flight()), held.len());
         assert_eq!(ring.broken().is_some(), broken);
     }
-}
-
-/// Is `chain` what the ring popped last? Its entry may have been written over since; then it is left alone.
-fn last_popped(ring: &SplitRing, chain: &Chain, driver: &Driver) -> bool {
-    let slot = u64::from(ring.next_avail().wrapping_sub(1) & (SIZE - 1));
-    driver.read(driver.config().avail + 4 + 2 * slot, 2) == chain.head().to_le_bytes()
 }
 
 /// What every chain that is handed out has in common.

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use outboard_controls::{Check, on};
-use outboard_ring::{CallFd, GuestMemory, KickFd, REGION_COUNT_MAX, RegionSpec, SplitRing};
+use outboard_ring::{CallFd, GuestMemory, KickFd, REGION_COUNT_MAX, SplitRing};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
 use crate::{
@@ -77,17 +77,20 @@ impl<'a> Session<'a> {
             Request::SetOwner => self.owned = true,
             Request::ResetOwner => self.reset()?,
             Request::SetMemTable(regions) => {
-                let memory = GuestMemory::map(regions)?;
-                self.replace_memory(memory)?;
+                self.replace_memory(GuestMemory::map(regions)?)?;
+                self.start_all()?;
             }
-            Request::AddMemReg(region) => self.add_region(region)?,
+            Request::AddMemReg(region) => {
+                self.replace_memory(self.present_memory().with(region)?)?;
+                self.start_mapped()?;
+            }
             Request::RemMemReg {
                 guest_phys_addr,
                 len,
                 user_addr,
             } => {
-                let memory = self.present_memory().without(guest_phys_addr, len, user_addr)?;
-                self.replace_memory(memory)?;
+                self.replace_memory(self.present_memory().without(guest_phys_addr, len, user_addr)?)?;
+                self.start_mapped()?;
             }
             Request::SetVringNum { index, size } => self.set_size(kind, index, size)?,
             Request::SetVringAddr { index, addr } => self.set_addr(kind, index, addr)?,
@@ -195,21 +198,34 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn add_region(&mut self, region: RegionSpec) -> Result<(), SessionError> {
-        let memory = self.present_memory().with(region)?;
-        self.replace_memory(memory)
-    }
-
     fn present_memory(&self) -> Arc<GuestMemory> {
         self.memory.clone().unwrap_or_default()
     }
 
-    /// Go on with another memory table: queues that run are stopped, so that nothing of the old one is in use, and go
-    /// on where they were.
+    /// Go on with another memory table. Queues that run are stopped, so that nothing of the old one is in use; they are
+    /// to be started again where they were.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
         self.stop_all()?;
         self.memory = (memory.region_count() > 0).then(|| Arc::new(memory));
-        self.start_all()
+        Ok(())
+    }
+
+    /// Start the queues whose rings are in memory. One region at a time, a table changes by removing first and adding
+    /// then, so that a ring may be in no region for a moment.
+    fn start_mapped(&mut self) -> Result<(), SessionError> {
+        for index in self.indices() {
+            match self.start(index) {
+                Err(SessionError::RingAddress { user_addr, .. }) => {
+                    tracing::warn!(
+                        queue = index,
+                        user_addr,
+                        "the queue rests until its ring is in memory again"
+                    );
+                }
+                result => result?,
+            }
+        }
+        Ok(())
     }
 
     fn indices(&self) -> Range<u16> {
@@ -410,3 +426,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -241,6 +241,29 @@ fn memory_may_be_added_and_removed_under_running_queues() {
     frontend.close();
 }
 
+/// QEMU describes a region anew, when it grows or moves, by removing it and adding the new one.
+#[test]
+fn a_queue_whose_region_is_removed_and_added_again_goes_on() {
+    let (frontend, ram, mut driver) = working();
+    let second = GuestRam::at(1 << 32, 1 << 20);
+    frontend.ask(
+        FrontendReq::ADD_MEM_REG,
+        &single_region(&second.spec()),
+        &[second.file().as_fd()],
+    );
+    frontend.log.events();
+    frontend.ask(FrontendReq::REM_MEM_REG, &single_region(&ram.spec()), &[]);
+    assert_eq!(frontend.log.events(), ["stop 0 at 1"]);
+    frontend.ask(
+        FrontendReq::ADD_MEM_REG,
+        &single_region(&ram.spec()),
+        &[ram.file().as_fd()],
+    );
+    assert_eq!(frontend.log.events(), ["start 0 at 1"]);
+    frontend.round(0, &mut driver);
+    frontend.close();
+}
+
 #[test]
 fn config_is_exactly_as_long_as_asked_for() {
     let frontend = Frontend::new().negotiated();
