@@ -89,10 +89,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let config: Self = toml::from_str(text).map_err(|e| {
             let what = e.to_string();
-            Failure::new(
-                what.trim_end(),
-                "correct the line shown; dpu-side/README.md lists all keys",
-            )
+            Failure::new(what.trim_end(), "correct the line shown")
         })?;
         config.check()?;
         Ok(config)

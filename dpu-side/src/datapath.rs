@@ -12,9 +12,9 @@ use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
 use outboard_ring::CallFd;
 use outboard_vhost_user::{DeviceError, QueueResources};
 use outboard_vswitch::{PortCounters, PortPolicy, Switch};
-use vhost_blk_dpu::{BlkUnit, VolumeCounters};
+use vhost_blk_dpu::BlkUnit;
 
-use crate::enforcement::Message;
+use crate::{enforcement::Message, telemetry::VolumeTotals};
 
 /// The descriptors of a running queue.
 struct Wire {
@@ -36,6 +36,8 @@ struct Volume {
 pub struct Datapath {
     switch: Switch,
     volumes: BTreeMap<Name, Volume>,
+    /// What volumes counted in units that were taken down: counters do not fall while the process runs.
+    former: BTreeMap<Name, VolumeTotals>,
     wires: Vec<Wire>,
     /// Where it is reported that a host broke its own call.
     events: SyncSender<Message>,
@@ -47,6 +49,7 @@ impl Datapath {
         Self {
             switch: Switch::new(),
             volumes: BTreeMap::new(),
+            former: BTreeMap::new(),
             wires: Vec::new(),
             events,
         }
@@ -55,6 +58,11 @@ impl Datapath {
     /// Puts the policy of all ports in force, in one step.
     pub fn set_ports(&mut self, policies: Vec<PortPolicy>) {
         self.switch.set_ports(policies);
+    }
+
+    /// Forgets what other volumes than these counted: they are gone.
+    pub fn set_volumes(&mut self, names: &[Name]) {
+        self.former.retain(|name, _| names.contains(name));
     }
 
     /// Nothing goes in or out of the object's device from now on.
@@ -100,6 +108,7 @@ impl Datapath {
     pub fn remove_volume(&mut self, name: &Name, io: &mut Io) -> Option<BlkUnit> {
         let unit = self.volumes.remove(name)?.unit;
         unit.wake_fds().into_iter().for_each(|fd| io.unwatch(fd));
+        self.former.entry(name.clone()).or_default().add(&unit.counters());
         Some(unit)
     }
 
@@ -178,8 +187,12 @@ impl Datapath {
     }
 
     /// Counters of everything that is set up.
-    pub fn counters(&self) -> (Vec<PortCounters>, Vec<(Name, VolumeCounters)>) {
-        let volumes = self.volumes.iter().map(|(name, v)| (name.clone(), v.unit.counters()));
+    pub fn counters(&self) -> (Vec<PortCounters>, Vec<(Name, VolumeTotals)>) {
+        let volumes = self.volumes.iter().map(|(name, volume)| {
+            let mut totals = self.former.get(name).copied().unwrap_or_default();
+            totals.add(&volume.unit.counters());
+            (name.clone(), totals)
+        });
         (self.switch.counters(), volumes.collect())
     }
 

@@ -301,7 +301,11 @@ impl Enforcement {
 
     fn configure(&mut self) -> Result<(), WorkerGone> {
         let policies = self.core.desired().ports.iter().map(policy).collect();
-        self.parts.worker.call(move |datapath, _| datapath.set_ports(policies))
+        let volumes: Vec<_> = self.core.desired().volumes.iter().map(|v| v.name.clone()).collect();
+        self.parts.worker.call(move |datapath, _| {
+            datapath.set_ports(policies);
+            datapath.set_volumes(&volumes);
+        })
     }
 
     fn prepare(&mut self, object: ObjectRef, generation: Generation) -> Result<(), WorkerGone> {

@@ -152,7 +152,9 @@ pub fn rejection(error: &io::Error) -> Option<Rejection> {
             | Alert::BadCertificate
             | Alert::UnsupportedCertificate
             | Alert::UnknownCA
-            | Alert::AccessDenied,
+            | Alert::AccessDenied
+            // A signature that does not fit: the broker has another authority of the same name.
+            | Alert::DecryptError,
         ) => Some(Rejection::OurCertificate),
         Error::InvalidCertificate(
             CertificateError::Expired

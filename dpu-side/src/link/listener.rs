@@ -21,7 +21,10 @@ use rustix::{
     },
 };
 
-use super::{Host, Links, connection::Connection};
+use super::{
+    Host, Links,
+    connection::{Connection, PATIENCE},
+};
 use crate::{enforcement::Message, error::Failure};
 
 /// Connections that the kernel holds until they are accepted.
@@ -190,8 +193,13 @@ fn admit(socket: OwnedFd, settings: &Settings, links: &Arc<Links>, enforcement: 
         enforcement: enforcement.clone(),
     };
     let spawned = std::thread::Builder::new().name(format!("link-{id}")).spawn(move || {
-        if let Err(e) = connection.serve() {
-            tracing::info!("a connection of the host ended: {e}");
+        match connection.serve() {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let patience_s = PATIENCE.as_secs();
+                tracing::info!("a connection of the host was closed: it neither spoke nor read for {patience_s} s");
+            }
+            Err(e) => tracing::info!("a connection of the host ended: {e}"),
         }
         connection.links.remove(connection.id);
     });

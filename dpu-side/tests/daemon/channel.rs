@@ -13,7 +13,7 @@ use outboard_protocol::{
 
 use crate::{
     broker::{Authority, Broker, CardStream},
-    fixture::{Card, Change, desired, eventually, port, two_ports, volume},
+    fixture::{Card, Change, desired, eventually, fails_without, port, two_ports, volume},
     guest::{NetGuest, frame},
 };
 
@@ -117,6 +117,15 @@ fn an_older_or_contradicting_desired_state_changes_nothing() {
             .any(|m| matches!(m, FromCard::Applied { revision } if matches!(revision.0, 6 | 8)))
     );
     daemon.stop();
+}
+
+#[test]
+fn p07_control_without_the_high_water_mark_a_rollback_is_taken_up() {
+    fails_without(
+        "high-water",
+        "channel::an_older_or_contradicting_desired_state_changes_nothing",
+        "panicked",
+    );
 }
 
 fn two_ports_at(revision: u64) -> outboard_protocol::desired::DesiredState {
@@ -233,4 +242,46 @@ fn an_expired_certificate_stops_no_guest_and_a_new_one_is_taken_up() {
             .then_some(())
     });
     daemon.stop();
+}
+
+#[test]
+fn a_certificate_that_the_broker_does_not_accept_is_told_from_other_trouble() {
+    use dpu_side::{
+        broker_stream::{StreamError, connect},
+        tls::{Rejection, enrolled, rejection},
+    };
+    let authority = Authority::new();
+    let ours = authority.identity("local", "");
+    let mut foreign = Authority::new().identity("local", "");
+    foreign.ca.clone_from(&ours.ca);
+    let mut untrusting = ours.clone();
+    untrusting.ca = Authority::new().identity("local", "").ca;
+    let cases = [
+        (authority.identity_until("local", "", 2020), Rejection::OurCertificate),
+        (foreign, Rejection::OurCertificate),
+        (untrusting, Rejection::TheirAuthority),
+    ];
+    for (identity, expected) in cases {
+        let broker = Broker::new(&authority);
+        let address = broker.address();
+        let serving = std::thread::spawn(move || {
+            let mut stream = broker.accept();
+            while stream.listen() {}
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let error = runtime.block_on(async {
+            match connect(&address, enrolled(&identity).unwrap()).await {
+                Ok((_sender, mut receiver)) => receiver.receive().await.map(|_| ()).unwrap_err(),
+                Err(error) => error,
+            }
+        });
+        let StreamError::Io(error) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(rejection(&error), Some(expected), "{error}");
+        serving.join().unwrap();
+    }
 }

@@ -172,3 +172,20 @@ impl Card {
         self.config.volume_dir.join(file)
     }
 }
+
+/// The control of a negative test: with `check` off, in a process of its own, the attack succeeds, and so the test
+/// fails where it says so.
+pub fn fails_without(check: &str, test: &str, told: &str) {
+    let myself = std::env::current_exe().expect("this program");
+    let run = std::process::Command::new(myself)
+        .args(["--exact", test, "--nocapture"])
+        .env("OUTBOARD_CHECKS_OFF", check)
+        .output()
+        .expect("this program runs");
+    let output = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
+    assert!(output.contains("running 1 test"), "there is no test {test}");
+    assert!(
+        !run.status.success() && output.contains(told),
+        "without {check} nothing changes: {output}"
+    );
+}

@@ -235,6 +235,20 @@ impl BlkGuest {
 
     /// One request: the status, and what was read.
     pub fn request(&mut self, kind: u32, sector: u64, write: &[u8], read: u32) -> (u8, Vec<u8>) {
+        let added = self.submit(kind, sector, write, read);
+        let answer = crate::fixture::eventually("the request is answered", || self.0.queues[0].driver.used());
+        assert_eq!(answer.0, added.head);
+        let at = |n: usize| {
+            self.0.queues[0]
+                .driver
+                .read(added.writable[n].0, added.writable[n].1 as usize)
+        };
+        let status = at(added.writable.len() - 1)[0];
+        (status, if read == 0 { vec![] } else { at(0) })
+    }
+
+    /// Makes a request available and kicks.
+    pub fn submit(&mut self, kind: u32, sector: u64, write: &[u8], read: u32) -> Added {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
         header.extend(sector.to_le_bytes());
@@ -250,9 +264,11 @@ impl BlkGuest {
             .add_bytes(readable, writable)
             .expect("descriptors are free");
         queue.kick();
-        let (head, _) = crate::fixture::eventually("the request is answered", || queue.driver.used());
-        assert_eq!(head, added.head);
-        let at = |n: usize| queue.driver.read(added.writable[n].0, added.writable[n].1 as usize);
-        (at(writable.len() - 1)[0], if read == 0 { vec![] } else { at(0) })
+        added
+    }
+
+    /// Has a request been answered?
+    pub fn is_answered(&mut self) -> bool {
+        self.0.queues[0].driver.used().is_some()
     }
 }

@@ -20,7 +20,7 @@ use rustix::{
 };
 
 use crate::{
-    fixture::{Card, Change, desired, eventually, name, port, two_ports, volume},
+    fixture::{Card, Change, desired, eventually, fails_without, name, port, two_ports, volume},
     host::{Host, hello},
 };
 
@@ -95,6 +95,12 @@ fn p06_what_does_not_exist_and_what_is_not_granted_get_one_answer() {
     }
     assert!(host.redeem(&port("vm1")).is_ok(), "and what is granted is told still");
     daemon.stop();
+}
+
+#[test]
+fn p06_control_without_grants_another_hosts_port_is_to_be_had() {
+    let test = "link::p06_what_does_not_exist_and_what_is_not_granted_get_one_answer";
+    fails_without("grant-required", test, "not refused: Some(Redeemed");
 }
 
 #[test]
@@ -246,6 +252,12 @@ fn stray_missing_and_wrong_descriptors_are_refused_and_closed() {
 }
 
 #[test]
+fn control_without_the_check_stray_descriptors_pass() {
+    let test = "link::stray_missing_and_wrong_descriptors_are_refused_and_closed";
+    fails_without("message-descriptors", test, "not refused: Some(Pong)");
+}
+
+#[test]
 fn connections_are_bounded_and_one_that_says_nothing_is_closed() {
     let mut card = card();
     card.config.limits.connections = 3;
@@ -353,6 +365,13 @@ fn p10_another_user_is_turned_away() {
     assert!(matches!(ask_as(4242), Some(Reply::Welcome { .. })), "configured");
     assert_eq!(ask_as(4243), None);
     daemon.stop();
+}
+
+#[test]
+fn p10_control_without_the_check_anybody_is_served() {
+    if getuid().is_root() {
+        fails_without("peer-uid", "link::p10_another_user_is_turned_away", "Some(Welcome");
+    }
 }
 
 #[test]
