@@ -37,15 +37,20 @@ pub type Binding = (Generation, Incarnation);
 
 impl Host {
     pub fn connect(path: &Path) -> Self {
-        let socket =
-            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a socket");
-        connect(&socket, &SocketAddrUnix::new(path).expect("a path")).expect("the link listens");
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(10))).expect("a timeout");
-        Self {
+        Self::try_connect(path).expect("the link listens")
+    }
+
+    pub fn try_connect(path: &Path) -> Option<Self> {
+        let kind = SocketType::SEQPACKET;
+        let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a socket");
+        connect(&socket, &SocketAddrUnix::new(path).expect("a path")).ok()?;
+        let patience = Some(Duration::from_secs(10));
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, patience).expect("a timeout");
+        Some(Self {
             socket,
             seq: 0,
             notices: vec![],
-        }
+        })
     }
 
     pub fn greeted(path: &Path) -> Self {

@@ -8,5 +8,6 @@ mod fixture;
 mod guest;
 mod host;
 mod link;
+mod process;
 mod revocation;
 mod traffic;

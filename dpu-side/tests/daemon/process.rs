@@ -1,0 +1,128 @@
+//! The program itself: how it starts, is killed, and ends.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use outboard_protocol::{desired::VolumeBackend, link::Reply};
+
+use crate::{
+    fixture::{Card, Change, desired, eventually, port, two_ports, volume},
+    guest::{BLK_T_IN, BLK_T_OUT, BlkGuest},
+    host::{Host, hello},
+};
+
+fn config_of(card: &Card) -> PathBuf {
+    let path = card.path().join("dpu.toml");
+    let config = &card.config;
+    let text = format!(
+        "state_dir = '{}'\nserial = 'SN1'\nlink_socket = '{}'\nvolume_dir = '{}'\n",
+        config.state_dir.display(),
+        config.link_socket.display(),
+        config.volume_dir.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn command(card: &Card) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outboard-dpu"));
+    command
+        .arg("run")
+        .arg("--config")
+        .arg(config_of(card))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Starts it and waits until it serves.
+fn start(card: &Card) -> Child {
+    let child = command(card)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the link listens", || {
+        let reply = Host::try_connect(&card.config.link_socket)?.ask(hello(1), &[]);
+        reply.filter(|reply| matches!(reply, Reply::Welcome { .. }))
+    });
+    child
+}
+
+fn fails(card: &Card) -> String {
+    let Output { status, stderr, .. } = command(card).output().unwrap();
+    assert_eq!(status.code(), Some(1));
+    String::from_utf8(stderr).unwrap()
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_what_to_do() {
+    let card = Card::new();
+    std::fs::remove_file(dpu_side::identity::path(&card.config.state_dir)).unwrap();
+    let text = fails(&card);
+    let lines: Vec<_> = text.lines().rev().take(2).collect();
+    assert!(lines[1].starts_with("error: this card is not enrolled"), "{text}");
+    assert!(
+        lines[0].starts_with("  fix: ") && lines[0].contains("outboard card enrol"),
+        "{text}"
+    );
+
+    let version = Command::new(env!("CARGO_BIN_EXE_outboard-dpu"))
+        .arg("--version")
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(version.stdout).unwrap(),
+        concat!("outboard-dpu ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn a_termination_signal_ends_it_cleanly() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let card = Card::holding(two_ports());
+        let mut child = start(&card);
+        let _session = card.host().open(&port("vm1"));
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(!card.config.link_socket.exists());
+    }
+}
+
+#[test]
+fn killed_at_any_moment_it_comes_back_with_what_was_answered() {
+    let mib = 1 << 20;
+    let disk = |state: outboard_protocol::desired::DesiredState| {
+        state
+            .with("disk", mib, VolumeBackend::File { path: "disk".into() })
+            .grant(volume("disk"), 1)
+    };
+    let card = Card::holding(disk(desired(1, 1).grant(port("vm1"), 1)));
+    std::fs::File::create(card.volume_path("disk"))
+        .unwrap()
+        .set_len(mib)
+        .unwrap();
+    let mut binding = None;
+    for round in 1..=5u8 {
+        let mut child = start(&card);
+        let mut host = card.host();
+        let attached = host.attach(&port("vm1"));
+        assert_eq!(
+            *binding.get_or_insert(attached),
+            attached,
+            "what was answered once is so for good"
+        );
+        let mut vm = BlkGuest::start(host.open(&volume("disk")));
+        let before = vm.request(BLK_T_IN, 0, &[], 512);
+        assert_eq!(before, (0, vec![round - 1; 512]));
+        assert_eq!(vm.request(BLK_T_OUT, 0, &[round; 512], 0).0, 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(card.config.link_socket.exists(), "nobody cleaned up");
+    }
+}
