@@ -1,7 +1,8 @@
 //! Our own programs, built once for the tests that start them.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -75,10 +76,9 @@ fn cargo_build(folder: &Path, packages: &[&str], extra: &[&str]) -> io::Result<(
     let target = folder.parent().ok_or_else(|| io::Error::other("no target folder"))?;
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    command
-        .args(["build", "--quiet", "--target-dir"])
-        .arg(target)
-        .args(extra);
+    command.args(["build", "--target-dir"]).arg(target).args(extra);
+    // a person sees cargo's progress; a log is spared it
+    command.args((!io::stderr().is_terminal()).then_some("--quiet"));
     for package in packages {
         command.args(["-p", package]);
     }

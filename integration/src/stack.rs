@@ -105,6 +105,11 @@ impl Stack {
         &self.run_dir
     }
 
+    /// Path of one of the programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.binaries.path(name)
+    }
+
     /// Socket of a port.
     pub fn port_socket(&self, name: &str) -> PathBuf {
         self.run_dir.join("ports").join(format!("{name}.sock"))
