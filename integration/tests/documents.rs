@@ -23,18 +23,13 @@ fn every_attack_of_the_threat_model_has_tests_by_its_name() -> io::Result<()> {
     let mut names = Vec::new();
     test_names(Path::new(ROOT), &mut names)?;
     let model = fs::read_to_string(Path::new(ROOT).join("THREAT_MODEL.md"))?;
+    // a row begins "| h07 h08 | what the attack is |"
     let rows = model.lines().filter_map(|line| line.strip_prefix("| h"));
-    let attacks: Vec<String> = rows
-        .flat_map(|row| {
-            format!("h{row}")
-                .split(" |")
-                .next()
-                .unwrap_or_default()
-                .to_owned()
-                .split(' ')
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
+    let first_cells = rows
+        .filter_map(|row| row.split_once(" |"))
+        .map(|(cell, _)| format!("h{cell}"));
+    let attacks: Vec<String> = first_cells
+        .flat_map(|cell| cell.split(' ').map(str::to_owned).collect::<Vec<_>>())
         .collect();
     assert!(attacks.len() >= 25, "the table was found: {attacks:?}");
     for attack in attacks {
