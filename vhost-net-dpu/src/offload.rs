@@ -22,6 +22,11 @@ const TCP_CHECKSUM_OFFSET: u16 = 16;
 /// Offset of the checksum field in UDP's header (RFC 768).
 const UDP_CHECKSUM_OFFSET: u16 = 6;
 
+/// Packets one frame may be cut into: 64 KiB by segments of 32 bytes. Linux' smallest TCP segment leaves 36
+/// (`tcp_min_snd_mss` 48, less timestamps); without a limit, segments of one byte would make one frame hold up every
+/// other port for as long as 65,000 frames.
+pub const SEGMENT_COUNT_MAX: usize = 2_048;
+
 /// Why a sender's virtio header is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OffloadError {
@@ -34,10 +39,10 @@ pub enum OffloadError {
     /// `csum_start` or `csum_offset` is not the protocol's.
     #[error("guest pointed the checksum at another place than the protocol's field")]
     ChecksumPlace,
-    /// `gso_type` is not the frame's protocol, or came without a checksum.
+    /// `gso_type` is not the frame's protocol, came without a checksum, or with a frame for a group: TCP has none.
     #[error("guest asked for a segmentation that is not its frame's protocol")]
     SegmentationType,
-    /// `gso_size` is zero or gives packets beyond the MTU, or `hdr_len` is beyond the frame.
+    /// `gso_size` is zero, gives packets beyond the MTU or too many of them, or `hdr_len` is beyond the frame.
     #[error("guest gave an impossible segment or header length")]
     SegmentationSize,
 }
@@ -78,6 +83,15 @@ pub struct Offload {
 }
 
 impl Offload {
+    /// Packets it is cut into for a receiver that takes none larger than its MTU, of a frame of `frame_len` bytes.
+    pub fn packet_count(&self, frame_len: usize) -> usize {
+        self.segmentation.map_or(1, |segmentation| {
+            frame_len
+                .saturating_sub(segmentation.headers_len)
+                .div_ceil(segmentation.payload_len)
+        })
+    }
+
     /// Can a receiver with these features take the frame as it is?
     pub fn suits(&self, receiver: Accepted) -> bool {
         let segmentation = match self.segmentation {
@@ -152,6 +166,7 @@ fn check_inner(
     }
     let segmentation = match asked.gso_type {
         GSO_NONE => None,
+        _ if packet.destination[0] & 1 != 0 => return Err(OffloadError::SegmentationType),
         _ => segmentation(asked, &ip, head, frame_len, sender)?,
     };
     let checksum = PartialChecksum {
@@ -233,8 +248,12 @@ fn segmentation(
     if payload_len == 0 || headers_len + payload_len > FRAME_MTU_LEN_MAX {
         return Err(OffloadError::SegmentationSize);
     }
-    if frame_len - headers_len <= payload_len {
+    let payload_total = frame_len - headers_len;
+    if payload_total <= payload_len {
         return Ok(None);
+    }
+    if payload_total.div_ceil(payload_len) > SEGMENT_COUNT_MAX {
+        return Err(OffloadError::SegmentationSize);
     }
     Ok(Some(Segmentation {
         headers_len,

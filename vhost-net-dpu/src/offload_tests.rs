@@ -316,3 +316,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn one_frame_is_not_cut_into_more_packets_than_a_limit() {
+    let most = NetHeader { gso_size: 10, ..TSO };
+    let (offload, _) = ask(most, &tcp4(10 * SEGMENT_COUNT_MAX), accepted()).expect("as many as may be");
+    assert_eq!(offload.packet_count(54 + 10 * SEGMENT_COUNT_MAX), SEGMENT_COUNT_MAX);
+    let refused = ask(most, &tcp4(10 * SEGMENT_COUNT_MAX + 1), accepted());
+    assert_eq!(refused.map(|(offload, _)| offload), Err(OffloadError::SegmentationSize));
+    let (offload, _) = ask(TSO, &tcp4(1000), accepted()).expect("one");
+    assert_eq!(offload.packet_count(1054), 1);
+}
+
+#[test]
+fn a_frame_for_a_group_is_not_segmented() {
+    let mut frame = tcp4(3000);
+    assert!(ask(TSO, &frame, accepted()).is_ok());
+    frame[0] |= 1;
+    let refused = ask(TSO, &frame, accepted());
+    assert_eq!(refused.map(|(offload, _)| offload), Err(OffloadError::SegmentationType));
+    assert!(ask(CHECKSUM, &frame, accepted()).is_ok());
+}

@@ -70,7 +70,9 @@ drop_reasons! {
     SpoofedNd => "spoofed_nd",
         "The neighbour discovery message claims a MAC or an address that is not the port's.";
     RouterMessage => "router_message",
-        "The guest sent a router advertisement or redirect, which a port may not.";
+        "The guest sent a router advertisement or redirect (ICMP or ICMPv6), which a port may not.";
+    SourceRouted => "source_routed",
+        "The packet names the stations of its way (IPv4 source route, IPv6 routing header), which no port needs: there is no router.";
     ReservedMulticast => "reserved_multicast",
         "The destination is one of the addresses 01:80:c2:00:00:0x, which no bridge forwards.";
     ToItself => "to_itself",

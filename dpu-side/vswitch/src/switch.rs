@@ -17,7 +17,8 @@ use crate::{
     reason::DropReason,
 };
 
-/// Frames taken from one port before it is the next one's turn. A copy of a broadcast counts as a frame.
+/// Frames taken from one port before it is the next one's turn. A copy of a broadcast counts as a frame, and so
+/// does each packet that a large frame may have to be cut into.
 pub const BURST_FRAMES: usize = 32;
 
 /// A switch and all its ports.
@@ -234,7 +235,7 @@ impl Switch {
                 break;
             }
         }
-        receivers.len()
+        receivers.len().saturating_mul(frame.offload.packet_count(frame.len))
     }
 }
 

@@ -91,9 +91,11 @@ impl Drop for Registration {
     }
 }
 
-/// Was any region poisoned since the process began?
+/// Was any region poisoned since the process began? Answers for what was read from guest memory before.
 #[inline]
 pub(crate) fn any_fault() -> bool {
+    // An acquiring load alone keeps later reads behind it, not earlier ones before it.
+    fence(Ordering::Acquire);
     FAULTS.load(Ordering::Acquire) != 0
 }
 
@@ -169,6 +171,9 @@ fn replace_faulted(address: usize) -> bool {
         if address.wrapping_sub(start) >= len {
             continue;
         }
+        // Told before zero pages are there: whoever reads one and then asks, must hear of it.
+        slot.poisoned.store(true, Ordering::Relaxed);
+        FAULTS.fetch_add(1, Ordering::Release);
         // SAFETY: errno is thread-local; the interrupted code may be about to read it, so it is put back below.
         let errno = unsafe { *libc::__errno_location() };
         // SAFETY: the range is exactly one mapping that is ours and still in use, or the access could not have
@@ -186,12 +191,7 @@ fn replace_faulted(address: usize) -> bool {
         };
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };
-        if mapped == libc::MAP_FAILED {
-            return false;
-        }
-        slot.poisoned.store(true, Ordering::Release);
-        FAULTS.fetch_add(1, Ordering::Release);
-        return true;
+        return mapped != libc::MAP_FAILED;
     }
     false
 }

@@ -158,7 +158,10 @@ impl SplitRing {
         }
         match self.take(chain) {
             Ok(taken) if !self.mem.poisoned() => Ok(taken),
-            Ok(_) => Err(self.latch(RingError::MemoryVanished)),
+            Ok(taken) => {
+                self.unpop(u16::from(taken));
+                Err(self.latch(RingError::MemoryVanished))
+            }
             Err(error) => Err(self.latch(error)),
         }
     }

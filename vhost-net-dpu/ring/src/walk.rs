@@ -13,6 +13,10 @@ use crate::{
 /// Bytes a chain may have in all (virtio 1.3 §2.7.5: a driver must not make a chain longer than 2^32 bytes).
 const CHAIN_LEN_MAX: u64 = 1 << 32;
 
+/// Times the buffers of one chain may go on in the next region of memory. A host that gives a guest many tiny regions
+/// could otherwise have each descriptor looked up hundreds of times.
+pub(crate) const CROSSING_COUNT_MAX: u16 = 64;
+
 /// What is wrong with a chain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainFault {
@@ -89,6 +93,9 @@ pub enum ChainFault {
         /// Guest-physical address.
         addr: u64,
     },
+    /// Its buffers span too many regions of memory.
+    #[error("its buffers go on in another memory region more than {CROSSING_COUNT_MAX} times")]
+    TooManyCrossings,
     /// More than 4 GiB in all.
     #[error("it has more than {CHAIN_LEN_MAX} bytes")]
     TooManyBytes,
@@ -102,6 +109,7 @@ pub(crate) fn walk(layout: &Layout, mem: &GuestMemory, head: u16, chain: &mut Ch
         mem,
         chain,
         left: layout.size,
+        crossings_left: CROSSING_COUNT_MAX,
     };
     match walk.direct(head) {
         // The control of "rejected whole": hand out what was good so far, as an iterator that just ends would.
@@ -116,6 +124,8 @@ struct Walk<'a> {
     chain: &'a mut Chain,
     /// Descriptors it may still have. A loop uses it up.
     left: u16,
+    /// Times its buffers may still go on in another region.
+    crossings_left: u16,
 }
 
 impl Walk<'_> {
@@ -226,6 +236,9 @@ impl Walk<'_> {
                 return Err(ChainFault::ReadableAfterWritable { addr });
             }
             at += piece;
+            if at < end {
+                self.crossings_left = self.crossings_left.checked_sub(1).ok_or(ChainFault::TooManyCrossings)?;
+            }
         }
         Ok(())
     }

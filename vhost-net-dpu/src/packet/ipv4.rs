@@ -6,6 +6,11 @@ use super::{ETHERNET_HEADER_LEN, Flaw, Fragment, IpAddresses, IpPacket, ParseErr
 
 /// IPv4's header without options, in bytes.
 const HEADER_LEN_MIN: usize = 20;
+/// Options (RFC 791 §3.1).
+const OPTION_END: u8 = 0;
+const OPTION_NOP: u8 = 1;
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
 /// Flag and mask of the flags-and-offset word.
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
@@ -52,6 +57,9 @@ fn parse_inner(view: View<'_>) -> Result<IpPacket, Flaw> {
         return Err(Flaw::TotalLength);
     }
     let transport_len = total_len - header_len;
+    let transport_offset = ETHERNET_HEADER_LEN + header_len;
+    let options = view.head.get(ETHERNET_HEADER_LEN + HEADER_LEN_MIN..transport_offset);
+    let routed = source_routed(options.ok_or(Flaw::Truncated)?)?;
     let fragment = fragment(u16::from_be_bytes([f0, f1]), transport_len)?;
     if fragment != Fragment::Later && transport_len < transport_header_len_min(protocol) {
         return Err(if fragment == Fragment::First {
@@ -64,11 +72,29 @@ fn parse_inner(view: View<'_>) -> Result<IpPacket, Flaw> {
         addresses: IpAddresses::V4(Ipv4Addr::new(s0, s1, s2, s3), Ipv4Addr::new(d0, d1, d2, d3)),
         hop_limit: ttl,
         protocol,
-        transport_offset: ETHERNET_HEADER_LEN + header_len,
+        transport_offset,
         transport_len,
         fragment,
-        routed: false,
+        routed,
     })
+}
+
+/// Walks the options (RFC 791 §3.1) to their end: is one a source route?
+fn source_routed(options: &[u8]) -> Result<bool, Flaw> {
+    let mut rest = options;
+    let mut routed = false;
+    while let Some((kind, after)) = rest.split_first() {
+        rest = match *kind {
+            OPTION_END => break,
+            OPTION_NOP => after,
+            kind => {
+                let len = usize::from(*after.first().ok_or(Flaw::HeaderLength)?);
+                routed |= matches!(kind, LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE);
+                rest.get(len..).filter(|_| len >= 2).ok_or(Flaw::HeaderLength)?
+            }
+        };
+    }
+    Ok(routed)
 }
 
 /// Which fragment it is; impossible ones (not a multiple of 8 with more to come, ending past 65,535) are refused.

@@ -125,7 +125,8 @@ pub struct IpPacket {
     pub transport_len: usize,
     /// Whether this is a fragment.
     pub fragment: Fragment,
-    /// An IPv6 routing header is there, so that the checksum's destination is not the header's.
+    /// An IPv4 source route or an IPv6 routing header is there, so that the checksum's destination may not be the
+    /// header's.
     pub routed: bool,
 }
 

@@ -7,7 +7,7 @@ use vhost_net_dpu::{RX_QUEUE, TX_QUEUE, features::FEATURES, header::NetHeader};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use crate::{
-    frames::{BROADCAST, arp, ping, udp},
+    frames::{BROADCAST, arp, ping, tcp, udp},
     rig::{Delta, Rig, got, mac, missed, policy, resources, sent},
 };
 
@@ -189,6 +189,30 @@ fn a_broadcast_costs_the_sender_a_turn_for_each_copy() {
     let taken = BURST_FRAMES.div_ceil(3);
     let received = got(taken as u64, taken * frame.len());
     rig.expect(&[sent(taken as u64, taken * frame.len()), received, received]);
+}
+
+#[test]
+fn a_large_frame_costs_the_sender_a_turn_for_each_packet() {
+    let mut rig = Rig::pair();
+    let header = NetHeader {
+        flags: 1,
+        gso_type: 1,
+        gso_size: 100,
+        hdr_len: 54,
+        csum_start: 34,
+        csum_offset: 16,
+        ..NetHeader::default()
+    };
+    let frame = tcp(false, mac(1), mac(2), &[7; 1500]);
+    for _ in 0..10 {
+        rig.guests[0].queue(header, &frame);
+    }
+    rig.guests[0].tx.publish();
+    rig.switch.breathe(&mut rig.calls);
+    // Fifteen packets each.
+    let taken = BURST_FRAMES.div_ceil(15);
+    let len = taken * frame.len();
+    rig.expect(&[sent(taken as u64, len), got(taken as u64, len)]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use outboard_vswitch::{DropReason, PortPolicy};
 use vhost_net_dpu::{RX_QUEUE, features::FEATURES, header::NetHeader};
 
 use crate::{
-    frames::{BROADCAST, arp, icmpv6, neighbour, ping, udp, udp6, v6},
+    frames::{BROADCAST, arp, icmpv6, ipv6, neighbour, ping, udp, udp6, v6},
     rig::{Rig, mac, policy},
 };
 
@@ -65,7 +65,7 @@ fn provoke(rig: &mut Rig, reason: DropReason) {
         }
         DropReason::HeadersTooLong => {
             let options = [&[17, 31, 1, 4][..], &[0; 252], &[0, 1, 0, 2, 0, 8, 0, 0]].concat();
-            crate::frames::ipv6(macs, (own6, own6), 60, 64, &options)
+            ipv6(macs, (own6, own6), 60, 64, &options)
         }
         DropReason::MalformedIpv4 => altered(14, 0x55),
         DropReason::MalformedIpv6 => altered(12, 0x86)
@@ -85,6 +85,7 @@ fn provoke(rig: &mut Rig, reason: DropReason) {
         DropReason::MalformedNd => nd(64, &neighbour(136, own6, &[])),
         DropReason::SpoofedNd => nd(255, &neighbour(136, v6(mac(2)), &[])),
         DropReason::RouterMessage => nd(255, &[134, 0, 0, 0, 0, 0, 0, 0]),
+        DropReason::SourceRouted => ipv6(macs, (own6, v6(mac(2))), 43, 64, &[59, 0, 3, 0, 0, 0, 0, 0]),
         DropReason::ReservedMulticast => from(mac(1), [0x01, 0x80, 0xc2, 0, 0, 0]),
         DropReason::ToItself => from(mac(1), mac(1)),
         DropReason::NoReceiver => {

@@ -362,6 +362,94 @@ fn p02_malformed_neighbour_discovery_goes_nowhere() {
     passes(&mut rig, "in order", &nd(own, 255, &good));
 }
 
+/// A packet of IPv4 with options, which are a multiple of 4 bytes.
+fn with_options(protocol: u8, destination: ([u8; 6], [u8; 4]), options: &[u8], body: &[u8]) -> Vec<u8> {
+    let header_len = 20 + options.len();
+    let total = u16::try_from(header_len + body.len()).expect("short").to_be_bytes();
+    let first = 0x40 | u8::try_from(header_len / 4).expect("short");
+    let mut header = [
+        &[first, 0][..],
+        &total,
+        &[0, 0, 0, 0, 1, protocol, 0, 0],
+        &OWN,
+        &destination.1,
+        options,
+    ]
+    .concat();
+    let sum = vhost_net_dpu::checksum::ipv4_header(&header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    [&destination.0[..], &mac(1), &[8, 0], &header, body].concat()
+}
+
+#[test]
+fn p02_a_port_is_no_router() {
+    let mut rig = Rig::pair();
+    let to = (mac(2), VICTIM);
+    let gateway = [10, 0, 0, 254];
+    let quoted = [&with_options(17, to, &[], &[0; 8])[14..], &[]].concat();
+    let redirect = [&[5, 1, 0, 0][..], &gateway, &quoted].concat();
+    stopped(
+        &mut rig,
+        "an ICMP redirect",
+        &with_options(1, to, &[], &redirect),
+        DropReason::RouterMessage,
+    );
+    let mut fragment = with_options(1, to, &[], &redirect[..24]);
+    fragment[20] = 0x20;
+    stopped(&mut rig, "the start of one", &fragment, DropReason::RouterMessage);
+    let advertisement = [&[9, 0, 0, 0, 1, 2, 7, 8][..], &OWN, &[0; 4]].concat();
+    let advertisement = with_options(1, to, &[], &advertisement);
+    stopped(
+        &mut rig,
+        "an ICMP router advertisement",
+        &advertisement,
+        DropReason::RouterMessage,
+    );
+    for (what, kind) in [("a loose source route", 131), ("a strict one", 137)] {
+        let route = [&[1, kind, 7, 4][..], &gateway].concat();
+        let frame = with_options(17, to, &route, &[0, 1, 0, 2, 0, 8, 0, 0]);
+        stopped(&mut rig, what, &frame, DropReason::SourceRouted);
+    }
+    for (what, kind) in [("a routing header of type 0", 0), ("of segment routing", 4)] {
+        let header = [
+            &[17, 2, kind, 1, 0, 0, 0, 0][..],
+            &v6(mac(3)),
+            &[0, 1, 0, 2, 0, 8, 0, 0],
+        ]
+        .concat();
+        let frame = ipv6(macs(), (v6(mac(1)), v6(mac(2))), 43, 64, &header);
+        stopped(&mut rig, what, &frame, DropReason::SourceRouted);
+    }
+}
+
+#[test]
+fn p02_what_hosts_say_to_groups_passes() {
+    let mut rig = Rig::pair();
+    let unreachable = [&[3, 3, 0, 0, 0, 0, 0, 0][..], &[0x45; 28]].concat();
+    passes(
+        &mut rig,
+        "ICMP port unreachable",
+        &with_options(1, (mac(2), VICTIM), &[], &unreachable),
+    );
+    let group = ([1, 0, 0x5e, 0, 0, 22], [224, 0, 0, 22]);
+    let report = [0x22, 0, 0xf9, 2, 0, 0, 0, 1, 4, 0, 0, 0, 224, 1, 2, 3];
+    passes(
+        &mut rig,
+        "an IGMPv3 report with router alert",
+        &with_options(2, group, &[148, 4, 0, 0], &report),
+    );
+    let listener = [&[143, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0][..], &ALL_NODES].concat();
+    let listener = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &listener].concat();
+    let routers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 22];
+    for source in [UNSPECIFIED, own_link_local()] {
+        let frame = ipv6((mac(1), [0x33, 0x33, 0, 0, 0, 22]), (source, routers), 0, 1, &listener);
+        passes(&mut rig, "an MLDv2 report behind a hop-by-hop header", &frame);
+    }
+    let announced = arp(2, mac(1), (mac(1), OWN), (BROADCAST, OWN));
+    passes(&mut rig, "a gratuitous ARP reply", &announced);
+    rig.alive(0, 1);
+}
+
 #[test]
 fn p02_dhcp_is_neither_asked_nor_answered() {
     let mut rig = Rig::pair();

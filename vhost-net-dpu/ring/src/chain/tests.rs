@@ -82,6 +82,49 @@ fn a_copy_from_memory_that_is_gone_is_an_error() {
     assert_eq!(other.memory().write(RAM_START, b"x"), Ok(()), "the other guest goes on");
 }
 
+#[test]
+fn a_chain_crosses_from_region_to_region_only_so_often() {
+    const RING_LEN: u64 = 1 << 16;
+    const TINY_LEN: u64 = 16;
+    let region = |guest_phys_addr: u64, len: u64| {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, len).unwrap();
+        crate::RegionSpec {
+            guest_phys_addr,
+            len,
+            user_addr: guest_phys_addr,
+            mmap_offset: 0,
+            file: file.into(),
+        }
+    };
+    let tiny = (0..100).map(|n| region(RING_LEN + n * TINY_LEN, TINY_LEN));
+    let mem = GuestMemory::map([region(0, RING_LEN)].into_iter().chain(tiny).collect()).unwrap();
+    let config = crate::RingConfig {
+        size: 128,
+        desc: 0,
+        avail: 0x4000,
+        used: 0x8000,
+        next_avail: 0,
+        features: 0,
+    };
+    let layout = crate::layout::Layout::new(&config, &mem).unwrap();
+    let walk = |regions: u64| {
+        let descriptor = crate::Descriptor {
+            addr: RING_LEN,
+            len: u32::try_from(regions * TINY_LEN).unwrap(),
+            flags: 0,
+            next: 0,
+        };
+        mem.write(0, &descriptor.to_bytes()).unwrap();
+        let mut chain = Chain::new();
+        crate::walk::walk(&layout, &mem, 0, &mut chain).map(|()| chain.readable().len())
+    };
+    assert_eq!(walk(1), Ok(1));
+    let most = u64::from(crate::walk::CROSSING_COUNT_MAX) + 1;
+    assert_eq!(walk(most), Ok(65));
+    assert_eq!(walk(most + 1), Err(crate::ChainFault::TooManyCrossings));
+}
+
 proptest! {
     #[test]
     fn a_copy_between_guests_moves_exactly_its_bytes(

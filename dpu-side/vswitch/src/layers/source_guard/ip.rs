@@ -1,9 +1,10 @@
-//! IPv4 and IPv6 sources, and DHCP: there is no DHCP server in this version, so a client's call is dropped with a
+//! IPv4 and IPv6 sources; what only a router may say; source routes, which would have the receiver pass a packet on as if
+//! it were a router; and DHCP: there is no DHCP server in this version, so a client's call is dropped with a
 //! reason that says so, and an answer to one comes from nobody who may give it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use vhost_net_dpu::packet::{Fragment, IP_PROTOCOL_ICMPV6, IP_PROTOCOL_UDP, IpAddresses, IpPacket};
+use vhost_net_dpu::packet::{Fragment, IP_PROTOCOL_ICMP, IP_PROTOCOL_ICMPV6, IP_PROTOCOL_UDP, IpAddresses, IpPacket};
 
 use super::{Ingress, nd};
 use crate::reason::DropReason;
@@ -12,12 +13,19 @@ use crate::reason::DropReason;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCPV6_CLIENT: u16 = 546;
+/// ICMP types of routers (RFC 792, RFC 1256).
+const ICMP_REDIRECT: u8 = 5;
+const ICMP_ROUTER_ADVERTISEMENT: u8 = 9;
 
 pub(super) fn check(ingress: &Ingress<'_>, packet: &IpPacket) -> Result<(), DropReason> {
     match packet.addresses {
-        IpAddresses::V4(source, _) => check_v4(ingress, packet, source),
-        IpAddresses::V6(source, _) => check_v6(ingress, packet, source),
+        IpAddresses::V4(source, _) => check_v4(ingress, packet, source)?,
+        IpAddresses::V6(source, _) => check_v6(ingress, packet, source)?,
     }
+    if packet.routed {
+        return Err(DropReason::SourceRouted);
+    }
+    Ok(())
 }
 
 fn check_v4(ingress: &Ingress<'_>, packet: &IpPacket, source: Ipv4Addr) -> Result<(), DropReason> {
@@ -27,6 +35,12 @@ fn check_v4(ingress: &Ingress<'_>, packet: &IpPacket, source: Ipv4Addr) -> Resul
     }
     if !ingress.rules.owns_v4(source) {
         return Err(DropReason::SpoofedIpv4);
+    }
+    if packet.protocol == IP_PROTOCOL_ICMP && packet.fragment != Fragment::Later {
+        let kind = ingress.head.get(packet.transport_offset);
+        if matches!(kind, Some(&(ICMP_REDIRECT | ICMP_ROUTER_ADVERTISEMENT))) {
+            return Err(DropReason::RouterMessage);
+        }
     }
     if port == Some(DHCP_CLIENT) {
         return Err(DropReason::RogueDhcp);
