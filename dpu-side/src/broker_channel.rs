@@ -32,7 +32,7 @@ use crate::{
 /// First and longest wait between attempts.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// A connection that held this long was a good one: the next attempt is made at once.
+/// A connection that held this long was a good one: waiting begins with the shortest time again.
 const GOOD_CONNECTION: Duration = Duration::from_secs(2);
 
 /// What the broker is to hear: of each kind the newest only, so it is bounded however long the broker is away.

@@ -52,7 +52,8 @@ impl Daemon {
         let (state_file, record) = load_state(&config.state_dir)?;
         let (core, effects) = CardCore::start(identity.card.clone(), record, clock::now());
         let (messages, inbox) = enforcement::channel();
-        let (worker, ended) = start_worker(config, &messages)?;
+        let (end, ended) = watch::channel(None);
+        let worker = start_worker(config, &messages, end.clone())?;
         let gate = Gate::new(core.desired(), worker.clone());
         let outbox = Outbox::new(core.desired().version());
         let dpu_epoch = core.dpu_epoch();
@@ -79,7 +80,10 @@ impl Daemon {
             |e: io::Error| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)");
         let thread = std::thread::Builder::new()
             .name("enforcement".into())
-            .spawn(move || enforcement.run(&inbox))
+            .spawn(move || {
+                let _told = Ended(end);
+                enforcement.run(&inbox);
+            })
             .map_err(no_thread)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -113,7 +117,7 @@ impl Daemon {
         })
     }
 
-    /// Waits for SIGTERM or SIGINT, or until the datapath fails, which is an error.
+    /// Waits for SIGTERM or SIGINT, or until the datapath or the enforcement fails, which is an error.
     pub fn wait(&self) -> Result<(), Failure> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut ended = self.ended.clone();
@@ -125,8 +129,8 @@ impl Daemon {
                 _ = terminate.recv() => Ok(()),
                 _ = interrupt.recv() => Ok(()),
                 why = ended.wait_for(Option::is_some) => {
-                    let why = why.ok().and_then(|w| w.clone()).unwrap_or_else(|| "without saying why".into());
-                    Err(Failure::new(format!("the datapath's worker ended: {why}"), "restart outboard-dpu, and report this"))
+                    let why = why.ok().and_then(|w| w.clone()).unwrap_or_else(|| "the datapath ended without saying why".into());
+                    Err(Failure::new(why, "restart outboard-dpu, and report this"))
                 }
             }
         })
@@ -145,7 +149,7 @@ impl Daemon {
 }
 
 /// One daemon per state directory: two would overwrite each other's records.
-fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, Failure> {
+pub(crate) fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, Failure> {
     let path = state_dir.join("lock");
     std::fs::create_dir_all(state_dir).map_err(|e| {
         Failure::io(
@@ -217,9 +221,21 @@ fn load_state(state_dir: &Path) -> Result<(StateFile, Option<CardRecord>), Failu
     Ok((file, None))
 }
 
-type Started = (WorkerHandle<Datapath>, watch::Receiver<Option<String>>);
+/// Tells that the enforcement has ended, even if it failed: nothing could be granted or drained any more.
+struct Ended(watch::Sender<Option<String>>);
 
-fn start_worker(config: &Config, messages: &SyncSender<Message>) -> Result<Started, Failure> {
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let why = "the enforcement ended".to_owned();
+        self.0.send_if_modified(|told| told.replace(why).is_none());
+    }
+}
+
+fn start_worker(
+    config: &Config,
+    messages: &SyncSender<Message>,
+    ended: watch::Sender<Option<String>>,
+) -> Result<WorkerHandle<Datapath>, Failure> {
     let settings = WorkerConfig {
         name: "datapath".into(),
         core: config.worker_core,
@@ -227,17 +243,16 @@ fn start_worker(config: &Config, messages: &SyncSender<Message>) -> Result<Start
     };
     let (worker, thread) = outboard_engine::spawn(settings, Datapath::new(messages.clone()))
         .map_err(|e| Failure::new(e.to_string(), e.fix()))?;
-    let (ended, end) = watch::channel(None);
     let watching = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
         let why = match thread.join() {
-            Ok(Ok(())) => "it was stopped".to_owned(),
-            Ok(Err(e)) => e.to_string(),
-            Err(_) => "it failed an assertion, see above".to_owned(),
+            Ok(Ok(())) => "the datapath was stopped".to_owned(),
+            Ok(Err(e)) => format!("the datapath ended: {e}"),
+            Err(_) => "the datapath failed an assertion, see above".to_owned(),
         };
         ended.send_replace(Some(why));
     });
     watching.map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
-    Ok((worker, end))
+    Ok(worker)
 }
 
 fn link_settings(config: &Config, identity: &Identity) -> Settings {

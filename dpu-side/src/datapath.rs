@@ -140,15 +140,21 @@ impl Datapath {
             kick,
             call: queue.call.clone(),
         };
-        match object.kind {
-            ObjectKind::Port => self.switch.start_queue(object.name.as_str(), index, queue)?,
-            ObjectKind::Volume => self.open_volume(object)?.start_queue(index, queue)?,
-        }
+        // Before the queue runs: one that ran and failed all the same would have nobody to stop it.
         if let Some(kick) = &wire.kick {
             io.watch(kick.as_fd()).map_err(other)?;
         }
-        self.wires.push(wire);
-        Ok(())
+        let started = match object.kind {
+            ObjectKind::Port => self.switch.start_queue(object.name.as_str(), index, queue),
+            ObjectKind::Volume => self.open_volume(object).and_then(|unit| unit.start_queue(index, queue)),
+        };
+        match (&started, &wire.kick) {
+            (Ok(()), _) => self.wires.push(wire),
+            // The host holds the same file, so closing our copy would not end the watch.
+            (Err(_), Some(kick)) => io.unwatch(kick.as_fd()),
+            (Err(_), None) => {}
+        }
+        started
     }
 
     /// Stops a queue. `done` is called with the index at which its available ring goes on once nothing of it is in

@@ -15,7 +15,7 @@ use std::{
 
 use outboard_engine::{WorkerGone, WorkerHandle};
 use outboard_protocol::{
-    binding::{Now, not_granted},
+    binding::{Binding, Now, not_granted},
     card::FromCard,
     card_side::{CardCore, Effect, Input},
     desired::Port,
@@ -26,7 +26,14 @@ use outboard_protocol::{
 use outboard_vswitch::PortPolicy;
 
 use crate::{
-    broker_channel::Outbox, clock, datapath::Datapath, gate::Gate, link::Links, sessions::Sessions, volumes::Opener,
+    broker_channel::Outbox,
+    clock,
+    datapath::Datapath,
+    gate::Gate,
+    link::Links,
+    locked::{self, Locked},
+    sessions::Sessions,
+    volumes::{Opener, Unavailable},
 };
 
 /// Messages that may wait; a sender beyond that waits itself.
@@ -100,6 +107,8 @@ pub struct Enforcement {
     followed: VecDeque<Input>,
     /// Our own inputs whose consequences could not be made durable; tried again with each tick.
     retried: VecDeque<Input>,
+    /// Volumes that are tried again as soon as their file may be free.
+    locked: Locked,
 }
 
 /// Why the effects of an input were not all performed.
@@ -131,6 +140,7 @@ impl Enforcement {
             parts,
             followed: VecDeque::new(),
             retried: VecDeque::new(),
+            locked: Locked::default(),
         };
         match this.perform(effects, &mut Origin::default()) {
             Ok(()) => {}
@@ -145,15 +155,18 @@ impl Enforcement {
     pub fn run(mut self, messages: &Receiver<Message>) {
         let mut next_tick = Instant::now() + TICK;
         loop {
-            let wait = next_tick.saturating_duration_since(Instant::now());
-            match messages.recv_timeout(wait) {
+            let due = self.locked.next().map_or(next_tick, |next| next.min(next_tick));
+            match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(message) => self.take(message, clock::now()),
-                Err(RecvTimeoutError::Timeout) => {
-                    next_tick = Instant::now() + TICK;
-                    self.tick(clock::now());
-                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
+            // After a message too: a host that always has another one must not hold up the time.
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.tick(clock::now());
+            }
+            self.retry_locked();
         }
         self.stop(messages);
     }
@@ -246,8 +259,16 @@ impl Enforcement {
         );
         match input {
             Input::Desired(_) | Input::BrokerConnected | Input::InventoryAcked { .. } => self.parts.outbox.reconnect(),
-            Input::Prepared { .. } | Input::Fault { .. } | Input::RingsLive { .. } => self.retried.push_back(input),
-            Input::RingsStopped { .. } | Input::SessionClosed { .. } => self.retried.push_back(input),
+            Input::Prepared { .. }
+            | Input::Fault { .. }
+            | Input::RingsLive { .. }
+            | Input::RingsStopped { .. }
+            | Input::SessionClosed { .. } => {
+                // A device that is set up again and again while the disk is full is told once.
+                if !self.retried.contains(&input) {
+                    self.retried.push_back(input);
+                }
+            }
             Input::HostHello { .. } | Input::Redeem { .. } | Input::Connect { .. } | Input::Release { .. } => {}
             Input::Tick => {}
         }
@@ -312,7 +333,20 @@ impl Enforcement {
         let ready = match object.kind {
             // Its policy was configured just before.
             ObjectKind::Port => Ok(()),
-            ObjectKind::Volume => self.prepare_volume(&object)?,
+            ObjectKind::Volume => match self.prepare_volume(&object)? {
+                Err(Unavailable::Locked(refusal)) => {
+                    self.note_locked(object, generation, refusal);
+                    return Ok(());
+                }
+                Err(Unavailable::Failed(refusal)) => {
+                    self.locked.forget(&object);
+                    Err(refusal)
+                }
+                Ok(()) => {
+                    self.locked.forget(&object);
+                    Ok(())
+                }
+            },
         };
         self.followed.push_back(match ready {
             Ok(()) => Input::Prepared { object, generation },
@@ -328,28 +362,55 @@ impl Enforcement {
         Ok(())
     }
 
-    fn prepare_volume(&mut self, object: &ObjectRef) -> Result<Result<(), Refusal>, WorkerGone> {
+    /// The binding stays as it is, with an error for the operator to see; hosts are told to try again.
+    fn note_locked(&mut self, object: ObjectRef, generation: Generation, error: Refusal) {
+        if self.locked.found(&object, generation, Instant::now()) {
+            tracing::warn!(
+                "{error}; trying again for {} s, in case a daemon that was killed is still writing",
+                locked::PATIENCE.as_secs()
+            );
+        }
+        self.followed.push_back(Input::Fault {
+            object,
+            generation,
+            error,
+        });
+    }
+
+    fn retry_locked(&mut self) {
+        for (object, generation) in self.locked.due(Instant::now()) {
+            let wanted = |b: &Binding| b.generation == generation && b.state.is_live();
+            if !self.core.binding(&object).is_some_and(wanted) {
+                self.locked.forget(&object);
+            } else if self.prepare(object, generation).is_err() {
+                // The daemon ends.
+                return;
+            }
+        }
+        self.follow(clock::now());
+    }
+
+    fn prepare_volume(&mut self, object: &ObjectRef) -> Result<Result<(), Unavailable>, WorkerGone> {
         let name = object.name.clone();
         let asked = name.clone();
         if self.parts.worker.call(move |datapath, _| datapath.has_volume(&asked))? {
             return Ok(Ok(()));
         }
         let Some(volume) = self.core.desired().volume(&name) else {
-            return Ok(Err(not_granted(object)));
+            return Ok(Err(Unavailable::Failed(not_granted(object))));
         };
         let unit = match self.parts.opener.open(volume) {
             Ok(unit) => unit,
-            Err(refusal) => return Ok(Err(refusal)),
+            Err(unavailable) => return Ok(Err(unavailable)),
         };
         let added = self
             .parts
             .worker
             .call(move |datapath, io| datapath.add_volume(name, unit, io))?;
         Ok(added.map_err(|e| {
-            Refusal::new(
-                Code::Unavailable,
-                format!("{object}: {e}: raise the DPU's limit on open files"),
-            )
+            self.parts.opener.closed(&object.name);
+            let text = format!("{object}: {e}: raise the DPU's limit on open files");
+            Unavailable::Failed(Refusal::new(Code::Unavailable, text))
         }))
     }
 
@@ -370,6 +431,7 @@ impl Enforcement {
                     .call(move |datapath, io| datapath.remove_volume(&name, io))?,
             );
             self.parts.opener.closed(&object.name);
+            self.locked.forget(object);
         }
         Ok(())
     }

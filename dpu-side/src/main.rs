@@ -4,7 +4,7 @@
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use dpu_side::{config::Config, daemon::Daemon, enrolment, error::Failure};
+use dpu_side::{config::Config, daemon::Daemon, enrolment, error::Failure, forgotten};
 use tracing_subscriber::EnvFilter;
 
 /// The DPU's daemon: enforces what the broker wants, serves the host's link and runs the datapath.
@@ -38,6 +38,13 @@ enum Command {
         #[arg(long)]
         token: String,
     },
+    /// Forget the host's boot epoch, while the daemon is stopped. For a host that is refused as stale ("host has boot
+    /// epoch …") because it once said an epoch that it cannot reach again; its grants and bindings stay.
+    ForgetHostEpoch {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
     /// Serve until SIGTERM or SIGINT.
     Run {
         /// The configuration file.
@@ -51,6 +58,7 @@ fn main() -> ExitCode {
     let done = log_to_stderr(&cli).and_then(|()| match cli.command {
         Command::Enrol { config, token } => enrol(&config, token),
         Command::Run { config } => run(&config),
+        Command::ForgetHostEpoch { config } => forget_host_epoch(&config),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,6 +104,15 @@ fn enrol(config: &std::path::Path, token: String) -> Result<(), Failure> {
     })?;
     let identity = runtime.block_on(enrolment::enrol(&config, &token))?;
     println!("card '{}' is enrolled with broker {}", identity.card, identity.broker);
+    Ok(())
+}
+
+fn forget_host_epoch(config: &std::path::Path) -> Result<(), Failure> {
+    let config = Config::load(config)?;
+    match forgotten::forget_host_epoch(&config)? {
+        Some(epoch) => println!("boot epoch {epoch} is forgotten; start outboard-dpu again"),
+        None => println!("no host has said a boot epoch yet; nothing was changed"),
+    }
     Ok(())
 }
 

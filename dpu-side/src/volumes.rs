@@ -1,14 +1,23 @@
 //! Setting volumes up: from the broker's record to a unit that the datapath serves.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use outboard_protocol::{
     desired::{Volume, VolumeBackend},
     id::Name,
     refusal::{Code, Refusal},
 };
-use outboard_storage::{Backend, MemoryBackend, NullBackend, open_file};
+use outboard_storage::{Backend, MemoryBackend, NullBackend, OpenError, open_file};
 use vhost_blk_dpu::{BlkConfig, BlkUnit};
+
+/// Why a volume cannot be set up. The refusal is for the operator and names what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Somebody else has its file locked, and may let it go soon.
+    Locked(Refusal),
+    /// Something that takes the operator.
+    Failed(Refusal),
+}
 
 /// Opens volumes' backends, within bounds.
 pub struct Opener {
@@ -28,8 +37,8 @@ impl Opener {
         }
     }
 
-    /// Opens the backend of a volume. The refusal is for the operator and names what to do.
-    pub fn open(&mut self, volume: &Volume) -> Result<BlkUnit, Refusal> {
+    /// Opens the backend of a volume. Never waits for whoever has its file locked.
+    pub fn open(&mut self, volume: &Volume) -> Result<BlkUnit, Unavailable> {
         let Volume {
             name,
             size_bytes,
@@ -40,10 +49,16 @@ impl Opener {
             VolumeBackend::File { path } => {
                 let path = self.volume_dir.join(path);
                 let opened = open_file(&path, *size_bytes, *read_only);
-                Box::new(opened.map_err(|e| unavailable(name, &format!("{e}")))?)
+                Box::new(opened.map_err(|e| {
+                    let refusal = unavailable(name, &e.to_string());
+                    match e {
+                        OpenError::InUse { .. } => Unavailable::Locked(refusal),
+                        _ => Unavailable::Failed(refusal),
+                    }
+                })?)
             }
             VolumeBackend::Memory => {
-                self.reserve_memory(name, *size_bytes)?;
+                self.reserve_memory(name, *size_bytes).map_err(Unavailable::Failed)?;
                 Box::new(MemoryBackend::new(*size_bytes, *read_only))
             }
             VolumeBackend::Null => Box::new(NullBackend::new(*size_bytes, *read_only)),
@@ -61,12 +76,9 @@ impl Opener {
         self.in_memory.retain(|(n, _)| n != name);
     }
 
-    /// Where relative paths begin.
-    pub fn volume_dir(&self) -> &Path {
-        &self.volume_dir
-    }
-
     fn reserve_memory(&mut self, name: &Name, size_bytes: u64) -> Result<(), Refusal> {
+        // Whatever an attempt that came to nothing left.
+        self.closed(name);
         let used: u64 = self.in_memory.iter().map(|(_, size)| size).sum();
         if used
             .checked_add(size_bytes)
@@ -86,4 +98,52 @@ impl Opener {
 
 fn unavailable(name: &Name, why: &str) -> Refusal {
     Refusal::new(Code::Unavailable, format!("volume {name}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(size_bytes: u64, backend: VolumeBackend) -> Volume {
+        Volume {
+            name: "disk".parse().unwrap(),
+            size_bytes,
+            backend,
+            read_only: false,
+        }
+    }
+
+    #[test]
+    fn memory_is_counted_once_however_often_a_volume_is_tried() {
+        let mut opener = Opener::new("/nonexistent".into(), 4096);
+        let disk = volume(4096, VolumeBackend::Memory);
+        for _ in 0..3 {
+            assert!(opener.open(&disk).is_ok());
+        }
+        let mut other = disk.clone();
+        other.name = "other".parse().unwrap();
+        assert!(matches!(opener.open(&other), Err(Unavailable::Failed(_))));
+        opener.closed(&disk.name);
+        assert!(opener.open(&other).is_ok());
+    }
+
+    #[test]
+    fn a_locked_file_is_told_from_other_trouble() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut opener = Opener::new(directory.path().to_owned(), 0);
+        let disk = volume(4096, VolumeBackend::File { path: "disk".into() });
+        assert!(matches!(opener.open(&disk), Err(Unavailable::Failed(_))), "missing");
+        std::fs::File::create(directory.path().join("disk"))
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
+        let first = opener.open(&disk).ok().unwrap();
+        let refused = opener.open(&disk).err().unwrap();
+        assert!(
+            matches!(&refused, Unavailable::Locked(refusal) if refusal.text.contains("another volume of this DPU")),
+            "{refused:?}"
+        );
+        drop(first);
+        assert!(opener.open(&disk).is_ok());
+    }
 }

@@ -56,9 +56,12 @@ impl Uring {
 
     /// Hand everything staged to the kernel; never waits for a completion. What the kernel cannot take now stays staged.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
-        if self.ring.submission().is_empty() {
+        let staged = self.ring.submission();
+        // Completions beyond the queue's room are kept by the kernel until it is next entered.
+        if staged.is_empty() && !staged.cq_overflow() {
             return Ok(());
         }
+        drop(staged);
         match self.ring.submit() {
             Ok(_) => Ok(()),
             Err(e) => match e.raw_os_error().map(Errno::from_raw) {

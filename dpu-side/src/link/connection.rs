@@ -10,7 +10,7 @@ use std::{
         Arc,
         mpsc::{SyncSender, sync_channel},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use outboard_controls::{Check, on};
@@ -27,7 +27,7 @@ use super::{
     Links,
     packet::{self, Packet},
 };
-use crate::enforcement::Message;
+use crate::{enforcement::Message, pace::Pace};
 
 /// Longest time until the first message, and for the host to take one.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -208,27 +208,9 @@ fn take_stream(request: &Request, mut descriptors: Vec<OwnedFd>) -> Result<Optio
     }
 }
 
-/// Holds a connection to its rate by waiting; a host that floods slows down only itself.
-struct Pace {
-    interval: Duration,
-    burst: Duration,
-    /// When the next request is due; never more than the burst behind the clock.
-    due: Instant,
-}
-
-impl Pace {
-    fn new(requests_per_s: u32) -> Self {
-        // A tenth of a second's worth may come at once.
-        Self {
-            interval: Duration::from_secs(1) / requests_per_s.max(1),
-            burst: Duration::from_millis(100),
-            due: Instant::now(),
-        }
-    }
-
-    fn wait(&mut self) {
-        let now = Instant::now();
-        self.due = self.due.max(now.checked_sub(self.burst).unwrap_or(now)) + self.interval;
-        std::thread::sleep(self.due.saturating_duration_since(now));
+impl Drop for Connection {
+    /// However its thread ends, its place is free again.
+    fn drop(&mut self) {
+        self.links.remove(self.id);
     }
 }

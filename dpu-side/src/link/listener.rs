@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use outboard_controls::{Check, on};
 use rustix::{
     io::Errno,
     net::{
         AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, shutdown,
-        socket_with, sockopt,
+        socket_with,
     },
 };
 
@@ -25,12 +26,14 @@ use super::{
     Host, Links,
     connection::{Connection, PATIENCE},
 };
-use crate::{enforcement::Message, error::Failure};
+use crate::{enforcement::Message, error::Failure, pace::Pace};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 16;
 /// Mode of the socket: the daemon's user and group.
 const MODE: u32 = 0o660;
+/// Connections accepted in a second: each costs a thread and perhaps a line in the log.
+const CONNECTIONS_PER_S: u32 = 100;
 /// Pause after the kernel could not give a connection, for want of descriptors for example.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -132,7 +135,9 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Failure> {
     if !fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
         return Err(taken("there is a file that is no socket"));
     }
-    let probe = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(|e| {
+    // Not blocking: a daemon that hangs accepts nobody, and connecting would hang as well once its backlog is full.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(|e| {
         Failure::io(
             "make a socket for",
             path,
@@ -151,7 +156,9 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Failure> {
 }
 
 fn accept_all(listener: &OwnedFd, settings: &Settings, links: &Arc<Links>, enforcement: &SyncSender<Message>) {
+    let mut pace = Pace::new(CONNECTIONS_PER_S);
     loop {
+        pace.wait();
         match accept_with(listener, SocketFlags::CLOEXEC) {
             Ok(socket) => admit(socket, settings, links, enforcement),
             // Shut down by `stop`.
@@ -192,25 +199,24 @@ fn admit(socket: OwnedFd, settings: &Settings, links: &Arc<Links>, enforcement: 
         links: Arc::clone(links),
         enforcement: enforcement.clone(),
     };
-    let spawned = std::thread::Builder::new().name(format!("link-{id}")).spawn(move || {
-        match connection.serve() {
+    let spawned = std::thread::Builder::new()
+        .name(format!("link-{id}"))
+        .spawn(move || match connection.serve() {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 let patience_s = PATIENCE.as_secs();
                 tracing::info!("a connection of the host was closed: it neither spoke nor read for {patience_s} s");
             }
             Err(e) => tracing::info!("a connection of the host ended: {e}"),
-        }
-        connection.links.remove(connection.id);
-    });
+        });
     if let Err(e) = spawned {
         tracing::warn!("no thread for a connection of the host: {e}; fix: raise the limit on processes (ulimit -u)");
-        links.remove(id);
     }
 }
 
 fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
-    Ok(sockopt::socket_peercred(socket)?.uid.as_raw())
+    // A peer in a foreign pid namespace has process id 0, which not every wrapper can represent.
+    Ok(getsockopt(&socket, PeerCredentials)?.uid())
 }
 
 fn may_use(uid: u32, uids: &[u32]) -> bool {

@@ -1,5 +1,10 @@
 //! The host's link: a unix `SOCK_SEQPACKET` on which an untrusted host asks for what it was granted.
 //!
+//! **Boot epochs.** A host says its boot epoch in each hello, and a lower one than the highest it ever said is refused:
+//! it comes from before a reboot. Nothing keeps a host from saying a high one, so one that says `u64::MAX` locks its
+//! own later shims out, and nobody else: epochs are kept by host, and the link is what a host is known by. The way out is
+//! `outboard-dpu forget-host-epoch` while the daemon is stopped; what was granted and attached stays so.
+//!
 //! One thread per connection, bounded in number. A connection has one request outstanding; the enforcement answers.
 
 mod connection;

@@ -8,6 +8,7 @@ mod fixture;
 mod guest;
 mod host;
 mod link;
+mod locked;
 mod process;
 mod revocation;
 mod traffic;

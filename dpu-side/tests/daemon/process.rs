@@ -9,7 +9,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use outboard_protocol::{desired::VolumeBackend, link::Reply};
+use outboard_protocol::{desired::VolumeBackend, link::Reply, refusal::Code};
 
 use crate::{
     fixture::{Card, Change, desired, eventually, port, two_ports, volume},
@@ -80,6 +80,67 @@ fn a_start_that_fails_says_why_and_what_to_do() {
         String::from_utf8(version.stdout).unwrap(),
         concat!("outboard-dpu ", env!("CARGO_PKG_VERSION"), "\n")
     );
+}
+
+#[test]
+fn a_host_that_locked_itself_out_is_let_in_by_its_operator() {
+    let card = Card::holding(two_ports());
+    let epoch = |epoch| Host::connect(&card.config.link_socket).ask(hello(epoch), &[]);
+    let forget = || {
+        let config = config_of(&card);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outboard-dpu"));
+        command.arg("forget-host-epoch").arg("--config").arg(config);
+        command.output().unwrap()
+    };
+    let mut child = start(&card);
+    let binding = card.host().attach(&port("vm1"));
+    assert!(matches!(epoch(u64::MAX), Some(Reply::Welcome { .. })));
+    assert!(matches!(epoch(2), Some(Reply::Refused { refusal }) if refusal.code == Code::Stale));
+    let running = forget();
+    assert!(!running.status.success(), "not while the daemon runs");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+
+    let done = forget();
+    assert!(done.status.success() && String::from_utf8_lossy(&done.stdout).contains(&u64::MAX.to_string()));
+    let mut child = start(&card);
+    assert!(matches!(epoch(2), Some(Reply::Welcome { .. })));
+    let mut host = Host::connect(&card.config.link_socket);
+    assert!(matches!(host.ask(hello(2), &[]), Some(Reply::Welcome { .. })));
+    assert_eq!(host.attach(&port("vm1")), binding, "what was attached stays so");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_host_in_a_foreign_pid_namespace_is_served() {
+    let namespaces = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+    if !Command::new("unshare")
+        .args(namespaces)
+        .arg("true")
+        .status()
+        .is_ok_and(|s| s.success())
+    {
+        eprintln!("not tested: this machine permits no namespaces");
+        return;
+    }
+    let card = Card::holding(two_ports());
+    let mut inside = Command::new("unshare");
+    let program = command(&card);
+    inside
+        .args(namespaces)
+        .arg(program.get_program())
+        .args(program.get_args());
+    let mut child = inside.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // Seen from in there, this process has no id.
+    eventually("the link serves", || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        let reply = Host::try_connect(&card.config.link_socket)?.ask(hello(1), &[]);
+        reply.filter(|reply| matches!(reply, Reply::Welcome { .. }))
+    });
+    card.host().attach(&port("vm1"));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -1,0 +1,55 @@
+//! Holding a host to a rate by waiting: one that floods slows down only itself.
+
+use std::time::{Duration, Instant};
+
+/// What may come at once: this much time's worth.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The pace of one stream of requests.
+pub struct Pace {
+    interval: Duration,
+    /// When the next request is due; never more than [`BURST`] behind the clock.
+    due: Instant,
+}
+
+impl Pace {
+    /// So many a second; 0 is taken as 1.
+    pub fn new(per_s: u32) -> Self {
+        let start = Instant::now();
+        Self {
+            interval: Duration::from_secs(1) / per_s.max(1),
+            due: start.checked_sub(BURST).unwrap_or(start),
+        }
+    }
+
+    /// Returns when the next one may be taken.
+    pub fn wait(&mut self) {
+        std::thread::sleep(self.next(Instant::now()));
+    }
+
+    /// How long from `now` to the next one.
+    fn next(&mut self, now: Instant) -> Duration {
+        self.due = self.due.max(now.checked_sub(BURST).unwrap_or(now)) + self.interval;
+        self.due.saturating_duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_then_the_rate_holds() {
+        let mut pace = Pace::new(100);
+        let start = Instant::now();
+        let at_once = (0..100).filter(|_| pace.next(start).is_zero()).count();
+        assert!((9..=10).contains(&at_once), "{at_once}");
+        assert!(pace.next(start) >= Duration::from_millis(900));
+        let later = start + Duration::from_secs(60);
+        let at_once = (0..100).filter(|_| pace.next(later).is_zero()).count();
+        assert!(
+            (9..=10).contains(&at_once),
+            "an idle minute saves up no more: {at_once}"
+        );
+    }
+}
