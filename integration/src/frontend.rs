@@ -3,6 +3,7 @@
 //! It writes messages itself, byte by byte and descriptor by descriptor, because a front-end library would refuse to
 //! send what a hostile VMM sends.
 
+mod blk;
 mod net;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+pub use blk::BlkGuest;
 pub use net::{NetGuest, echo_frame};
 
 /// How long the back end has to answer.
@@ -60,7 +62,11 @@ pub struct Frontend {
 impl Frontend {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(path)?;
+        Self::over(UnixStream::connect(path)?)
+    }
+
+    /// Takes a connection that stands, as a VMM that listens has it.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(REPLY_LIMIT))?;
         Ok(Self { stream })
     }

@@ -7,5 +7,6 @@ pub mod frontend;
 pub mod guest;
 pub mod process;
 pub mod setup;
+pub mod site;
 pub mod stack;
 pub mod wait;

@@ -44,7 +44,11 @@ pub struct NetGuest {
 impl NetGuest {
     /// Connects to the port's socket and negotiates; no queue runs yet.
     pub fn connect(socket: &Path) -> io::Result<Self> {
-        let frontend = Frontend::connect(socket)?;
+        Self::negotiate(Frontend::connect(socket)?)
+    }
+
+    /// Negotiates over a connection that stands; no queue runs yet.
+    pub fn negotiate(frontend: Frontend) -> io::Result<Self> {
         let offered = frontend.ask(Request::GetFeatures)?;
         let protocol = frontend.ask(Request::GetProtocolFeatures)?;
         if offered & (F_VERSION_1 | F_PROTOCOL_FEATURES) != F_VERSION_1 | F_PROTOCOL_FEATURES
@@ -79,7 +83,12 @@ impl NetGuest {
 
     /// Connects and starts both queues.
     pub fn start(socket: &Path) -> io::Result<Self> {
-        let mut guest = Self::connect(socket)?;
+        Self::connect(socket)?.run()
+    }
+
+    /// Starts both queues.
+    pub fn run(self) -> io::Result<Self> {
+        let mut guest = self;
         guest.send_memory()?;
         guest.start_queue(RX)?;
         guest.start_queue(TX)?;
