@@ -4,6 +4,10 @@
 //! A virtio header is a licence to write: `csum_start` and `csum_offset` say where the receiver (or its NIC) stores two
 //! bytes. Passed on unchecked, they would rewrite addresses or ports after the source guard looked at them. So only
 //! the one place that the frame's protocol has is accepted (virtio 1.3 §5.1.6.2, §5.1.6.4), everything else is refused.
+//!
+//! One exception: a guest that tunnels (VXLAN, Geneve, GRE, IP in IP) leaves the checksum of the *inner* packet, which
+//! is not parsed here. Its place is payload, which the guest may fill as it likes, behind all that the source guard looks
+//! at; so the sum is completed here, in private bytes, and no receiver is told a place.
 
 use outboard_controls::{Check, on};
 
@@ -14,8 +18,12 @@ use crate::{
     header::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
     packet::{
         Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet, TCP_HEADER_LEN_MIN,
+        UDP_HEADER_LEN,
     },
 };
+
+/// Protocols whose payload is another packet: IP in IP (RFC 2003), IPv6 in either (RFC 4213, RFC 2473), GRE (RFC 2784).
+const TUNNEL_PROTOCOLS: [u8; 3] = [4, 41, 47];
 
 /// Offset of the checksum field in TCP's header (RFC 9293 §3.1).
 const TCP_CHECKSUM_OFFSET: u16 = 16;
@@ -56,8 +64,11 @@ pub struct PartialChecksum {
     pub offset: usize,
     /// Transport header and payload, in bytes.
     pub len: usize,
-    /// TCP or UDP.
+    /// TCP or UDP; of a tunnelled packet it is not known, and UDP's rule serves both: 0xffff is 0 to whoever verifies.
     pub protocol: u8,
+    /// It is that of a packet inside this one: the field holds the sender's partial sum, and it is completed before the
+    /// frame is given to anybody.
+    pub inner: bool,
 }
 
 /// The frame is one large TCP segment, to be cut.
@@ -105,7 +116,10 @@ impl Offload {
             }) => receiver.guest_tso6,
             None => true,
         };
-        segmentation && (self.checksum.is_none() || receiver.guest_csum)
+        segmentation
+            && self
+                .checksum
+                .is_none_or(|checksum| receiver.guest_csum && !checksum.inner)
     }
 }
 
@@ -127,7 +141,9 @@ pub fn check(
         });
     }
     let offload = checked?;
-    if let (Some(checksum), NetworkLayer::Ip(ip)) = (offload.checksum, packet.network) {
+    if let (Some(checksum), NetworkLayer::Ip(ip)) = (offload.checksum, packet.network)
+        && !checksum.inner
+    {
         let len = u32::try_from(checksum.len).unwrap_or(u32::MAX);
         let sum = pseudo_header(ip.addresses, checksum.protocol, len);
         if let Some(field) = head
@@ -160,6 +176,12 @@ fn check_inner(
     let NetworkLayer::Ip(ip) = packet.network else {
         return Err(OffloadError::NoChecksumField);
     };
+    if let Some(checksum) = inner_checksum(asked, &ip, head) {
+        return Ok(Offload {
+            checksum: Some(checksum),
+            ..Offload::default()
+        });
+    }
     let offset = checksum_offset(&ip, head)?;
     if usize::from(asked.csum_start) != ip.transport_offset || asked.csum_offset != offset {
         return Err(OffloadError::ChecksumPlace);
@@ -174,6 +196,7 @@ fn check_inner(
         offset: usize::from(offset),
         len: ip.transport_len,
         protocol: ip.protocol,
+        inner: false,
     };
     let mut header = NetHeader {
         flags: NEEDS_CSUM,
@@ -190,6 +213,27 @@ fn check_inner(
         checksum: Some(checksum),
         segmentation,
         header,
+    })
+}
+
+/// The checksum of a tunnelled packet, if that is what is asked for: its field lies in the tunnel's payload and in the
+/// inspected bytes.
+fn inner_checksum(asked: &NetHeader, ip: &IpPacket, head: &[u8]) -> Option<PartialChecksum> {
+    let payload = match ip.protocol {
+        IP_PROTOCOL_UDP => ip.transport_offset + UDP_HEADER_LEN,
+        protocol if TUNNEL_PROTOCOLS.contains(&protocol) => ip.transport_offset,
+        _ => return None,
+    };
+    let (start, offset) = (usize::from(asked.csum_start), usize::from(asked.csum_offset));
+    let end = ip.transport_offset + ip.transport_len;
+    let asked_for = asked.gso_type == GSO_NONE && ip.fragment == Fragment::No && !ip.routed;
+    let inside = start >= payload && start + offset + 2 <= end.min(head.len());
+    (asked_for && inside).then(|| PartialChecksum {
+        start,
+        offset,
+        len: end - start,
+        protocol: IP_PROTOCOL_UDP,
+        inner: true,
     })
 }
 

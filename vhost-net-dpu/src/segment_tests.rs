@@ -49,6 +49,7 @@ fn segments(frame: &[u8], v6: bool, mss: u16) -> Vec<Vec<u8>> {
                 offset,
                 protocol,
                 len,
+                ..
             } = segment.checksum;
             assert_eq!(start + len, segment.headers().len() + payload.len());
             complete(segment.headers_mut(), start, offset, payload, protocol);

@@ -1,5 +1,6 @@
 //! The switch from outside: guests over rings, and every counter of every step.
 
+mod allocations;
 mod forwarding;
 mod frames;
 mod hostile;

@@ -3,8 +3,10 @@
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
 use outboard_vswitch::DropReason;
 use vhost_net_dpu::{
+    checksum::pseudo_header,
     features::FEATURES,
     header::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
+    packet::IpAddresses,
     rx::MERGED_BUFFERS_MAX,
 };
 use virtio_bindings::virtio_net::{
@@ -335,4 +337,85 @@ fn a_frame_over_more_buffers_than_are_merged_is_dropped() {
     let frame = tcp(false, mac(1), mac(2), &payload(most));
     rig.send_plain(0, &frame);
     rig.expect(&[sent(1, frame.len()), got(1, frame.len())]);
+}
+
+#[test]
+fn a_tunnelled_packets_checksum_is_completed_for_everybody() {
+    // VXLAN: the guest's stack leaves the sum of the inner packet, which has other addresses.
+    let inner = tcp(false, mac(8), mac(9), &payload(401));
+    let header = NetHeader {
+        csum_start: 14 + 20 + 8 + 8 + 34,
+        ..partial(false, 0)
+    };
+    let mut unsummed_inner = inner.clone();
+    let addresses = IpAddresses::V4([10, 0, 0, 8].into(), [10, 0, 0, 9].into());
+    unsummed_inner[50..52].copy_from_slice(&pseudo_header(addresses, 6, 421).to_be_bytes());
+    let outer = |inner: &[u8]| {
+        let body = [&[8, 0, 0, 0, 0, 0, 42, 0][..], inner].concat();
+        let mut frame = udp((mac(1), mac(2)), ([10, 0, 0, 1], [10, 0, 0, 2]), (50_000, 4789), &body);
+        frame[40..42].fill(0); // as VXLAN over IPv4 has it
+        frame
+    };
+    for receiver in [FEATURES, POOR] {
+        let mut rig = Rig::new(&[FEATURES, receiver]);
+        let frame = outer(&unsummed_inner);
+        // Padding, of a frame that is longer than its packet, is not summed.
+        for padding in [&[][..], &[9; 5]] {
+            let sent_frame = [&frame, padding].concat();
+            rig.send(0, header, &sent_frame);
+            rig.expect(&[sent(1, sent_frame.len()), got(1, sent_frame.len())]);
+            let (told, received) = rig.guests[1].received().remove(0);
+            assert_eq!((told.flags, told.gso_type, told.csum_start), (0, 0, 0));
+            assert_eq!(received, [&outer(&inner)[..], padding].concat());
+            assert_eq!(verified(&received[50..frame.len()]), payload(401));
+        }
+        // Over the tunnel's own header, or without its whole packet, it stays refused.
+        let lies = [
+            NetHeader {
+                csum_start: 65_535,
+                csum_offset: 65_535,
+                ..header
+            },
+            NetHeader {
+                csum_start: 34,
+                csum_offset: 0,
+                ..header
+            },
+            NetHeader {
+                csum_start: 40,
+                csum_offset: 0,
+                ..header
+            },
+            NetHeader {
+                csum_offset: 460,
+                ..header
+            },
+            NetHeader {
+                gso_type: 1,
+                gso_size: 100,
+                ..header
+            },
+        ];
+        for lie in lies {
+            rig.send(0, lie, &frame);
+            rig.expect(&[sent(1, frame.len()).dropped(DropReason::BadOffload, 1), got(0, 0)]);
+        }
+        // TCP carries no packets.
+        rig.send(
+            0,
+            NetHeader {
+                csum_start: 60,
+                ..header
+            },
+            &inner_free(),
+        );
+        rig.expect(&[
+            sent(1, inner_free().len()).dropped(DropReason::BadOffload, 1),
+            got(0, 0),
+        ]);
+    }
+}
+
+fn inner_free() -> Vec<u8> {
+    tcp(false, mac(1), mac(2), &payload(200))
 }

@@ -1,0 +1,128 @@
+//! Nothing is allocated for a frame, whatever becomes of it.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+};
+
+use outboard_vswitch::DropReason;
+use vhost_net_dpu::{
+    features::FEATURES,
+    header::{GSO_TCPV4, NEEDS_CSUM, NetHeader},
+};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6};
+
+use crate::{
+    frames::{BROADCAST, arp, icmpv6, neighbour, ping, tcp, udp, v6},
+    rig::{Rig, mac},
+};
+
+/// Takes whole checksums and single packets only.
+const POOR: u64 =
+    FEATURES & !(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6);
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The system's allocator, which counts what each thread asks of it.
+struct Counting;
+
+// SAFETY: all calls go to the system's allocator as they came; counting neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, len: usize) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, len) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = COUNT.get();
+    work();
+    COUNT.get() - before
+}
+
+#[test]
+fn no_frame_is_worth_an_allocation() {
+    assert_eq!(allocations(|| drop(vec![1u8])), 2, "the count counts");
+    let checksum = NetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 16,
+        ..NetHeader::default()
+    };
+    let large = NetHeader {
+        gso_type: GSO_TCPV4,
+        gso_size: 1400,
+        hdr_len: 54,
+        ..checksum
+    };
+    let plain = NetHeader::default();
+    let own = v6(mac(1));
+    let traffic: Vec<(NetHeader, Vec<u8>)> = [2, 3]
+        .into_iter()
+        .flat_map(|to| {
+            [
+                (plain, ping(mac(1), mac(to))),
+                (checksum, tcp(false, mac(1), mac(to), &[7; 1000])),
+                (large, tcp(false, mac(1), mac(to), &[7; 6000])),
+                (
+                    plain,
+                    udp((mac(9), mac(to)), ([10, 0, 0, 1], [10, 0, 0, 2]), (1, 2), b"forged"),
+                ),
+                (checksum, ping(mac(1), mac(to))),
+            ]
+        })
+        .chain([
+            (plain, arp(1, mac(1), (mac(1), [10, 0, 0, 1]), ([0; 6], [10, 0, 0, 2]))),
+            (plain, udp((mac(1), BROADCAST), ([10, 0, 0, 1], [255; 4]), (1, 2), b"x")),
+            (
+                plain,
+                icmpv6((mac(1), mac(2)), (own, own), 255, &neighbour(136, own, &[])),
+            ),
+            (plain, ping(mac(1), mac(77))),
+            (plain, vec![0; 5]),
+        ])
+        .collect();
+    let mut rig = Rig::new(&[FEATURES, FEATURES, POOR]);
+    for _ in 0..20 {
+        for (header, frame) in &traffic {
+            rig.guests[0].queue(*header, frame);
+        }
+        rig.guests[0].tx.publish();
+        let count = allocations(|| {
+            rig.breathe();
+            rig.switch.before_sleep();
+            rig.switch.after_sleep();
+        });
+        assert_eq!(count, 0);
+        // In the later rounds nobody gives buffers, and frames are lost.
+        rig.guests[1].received();
+        rig.guests[2].received();
+    }
+    let counters = rig.switch.counters();
+    assert_eq!(counters[0].tx_frames, 20 * traffic.len() as u64);
+    assert!(counters[1].rx_frames >= 20 && counters[2].rx_frames >= 20);
+    let lost = |port: usize, reason: DropReason| counters[port].drops[reason as usize];
+    assert!(lost(1, DropReason::RxFull) > 0 && lost(2, DropReason::RxFull) > 0);
+    assert_eq!(
+        (lost(0, DropReason::SpoofedMac), lost(0, DropReason::BadOffload)),
+        (40, 40)
+    );
+}
