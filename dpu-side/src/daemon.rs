@@ -227,7 +227,11 @@ struct Ended(watch::Sender<Option<String>>);
 impl Drop for Ended {
     fn drop(&mut self) {
         let why = "the enforcement ended".to_owned();
-        self.0.send_if_modified(|told| told.replace(why).is_none());
+        self.0.send_if_modified(|told| {
+            let first = told.is_none();
+            told.get_or_insert(why);
+            first
+        });
     }
 }
 
@@ -265,5 +269,26 @@ fn link_settings(config: &Config, identity: &Identity) -> Settings {
             name: identity.card.clone(),
             requests_per_s: config.limits.requests_per_s,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_enforcement_that_fails_ends_the_daemon() {
+        let (end, ended) = watch::channel(None);
+        let first = end.clone();
+        let failing = std::thread::spawn(move || {
+            let _told = Ended(end);
+            panic!("for the test");
+        });
+        assert!(failing.join().is_err());
+        assert_eq!(ended.borrow().as_deref(), Some("the enforcement ended"));
+        // What ended first is what is told.
+        first.send_replace(Some("the datapath ended".into()));
+        drop(Ended(first));
+        assert_eq!(ended.borrow().as_deref(), Some("the datapath ended"));
     }
 }

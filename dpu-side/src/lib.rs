@@ -28,6 +28,7 @@ pub mod gate;
 pub mod identity;
 pub mod link;
 mod locked;
+pub mod log_writer;
 mod pace;
 pub mod sessions;
 pub mod state_file;

@@ -4,7 +4,7 @@
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use dpu_side::{config::Config, daemon::Daemon, enrolment, error::Failure, forgotten};
+use dpu_side::{config::Config, daemon::Daemon, enrolment, error::Failure, forgotten, log_writer::LogWriter};
 use tracing_subscriber::EnvFilter;
 
 /// The DPU's daemon: enforces what the broker wants, serves the host's link and runs the datapath.
@@ -55,10 +55,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = log_to_stderr(&cli).and_then(|()| match cli.command {
-        Command::Enrol { config, token } => enrol(&config, token),
-        Command::Run { config } => run(&config),
-        Command::ForgetHostEpoch { config } => forget_host_epoch(&config),
+    let done = log_to_stderr(&cli).and_then(|log| {
+        let done = match cli.command {
+            Command::Enrol { config, token } => enrol(&config, token),
+            Command::Run { config } => run(&config),
+            Command::ForgetHostEpoch { config } => forget_host_epoch(&config),
+        };
+        log.flush_all();
+        done
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,22 +73,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr(cli: &Cli) -> Result<(), Failure> {
+fn log_to_stderr(cli: &Cli) -> Result<LogWriter, Failure> {
     let filter = EnvFilter::try_new(&cli.log).map_err(|e| {
         Failure::new(
             format!("--log {:?} is no log level or filter: {e}", cli.log),
             "use info, or debug",
         )
     })?;
+    let log = LogWriter::start(std::io::stderr())
+        .map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
+    let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || writer.clone())
         .with_ansi(std::io::stderr().is_terminal());
     match cli.log_format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }
-    Ok(())
+    Ok(log)
 }
 
 fn enrol(config: &std::path::Path, token: String) -> Result<(), Failure> {
