@@ -25,7 +25,7 @@ pub mod rx;
 pub mod segment;
 pub mod tx;
 
-pub use queue::{QUEUE_COUNT, QUEUE_SIZE_MAX, RX_QUEUE, TX_QUEUE};
+pub use queue::{QUEUE_COUNT, QUEUE_SIZE_MAX, Queue, RX_QUEUE, TX_QUEUE};
 
 use packet::ETHERNET_HEADER_LEN;
 

@@ -19,7 +19,7 @@ pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// A running virtqueue of a network device.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub struct Queue {
     pub(crate) ring: SplitRing,
     pub(crate) accepted: Accepted,
     kick: Option<KickFd>,
@@ -77,7 +77,7 @@ impl Queue {
     }
 
     /// Shows the driver what was staged, and calls it if it wants that.
-    pub(crate) fn flush(&mut self, signals: &mut dyn Signals) {
+    pub fn flush(&mut self, signals: &mut dyn Signals) {
         if self.staged {
             self.staged = false;
             match self.ring.publish() {
@@ -93,11 +93,13 @@ impl Queue {
         }
     }
 
-    pub(crate) fn has_to_flush(&self) -> bool {
+    /// Would [`Queue::flush`] do anything?
+    pub fn has_to_flush(&self) -> bool {
         self.staged || self.call_due
     }
 
-    pub(crate) fn set_call(&mut self, call: Option<CallFd>) {
+    /// Calls the driver by another descriptor from now on, and once at the next flush.
+    pub fn set_call(&mut self, call: Option<CallFd>) {
         self.call = call;
         self.call_due = true;
     }
@@ -121,7 +123,13 @@ impl Queue {
         }
     }
 
-    pub(crate) fn take_failure(&mut self) -> Option<QueueFailure> {
+    /// The index of the available ring at which another session goes on.
+    pub fn next_avail(&self) -> u16 {
+        self.ring.next_avail()
+    }
+
+    /// The failure that happened since the last call, if one did.
+    pub fn take_failure(&mut self) -> Option<QueueFailure> {
         self.failure.take()
     }
 }

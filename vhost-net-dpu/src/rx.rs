@@ -1,10 +1,10 @@
 //! The receive path: a frame into a driver's buffers, whole or not at all.
 
-use outboard_ring::{CallFd, Chain, ChainError, GuestMemory, RingError, Signals, copy};
+use outboard_ring::{Chain, ChainError, GuestMemory, RingError, copy};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
-    error::{QueueFailure, RxDrop, StartError},
+    error::{RxDrop, StartError},
     features::Accepted,
     header::{HEADER_LEN, NetHeader},
     queue::Queue,
@@ -168,34 +168,19 @@ impl RxQueue {
         Err(RxDrop::Broken)
     }
 
-    /// Shows the guest the frames it was given, and calls it if it wants that.
-    pub fn flush(&mut self, signals: &mut dyn Signals) {
-        self.queue.flush(signals);
+    /// Its ring: to show the guest the frames it was given, and to call it.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
     }
 
-    /// Would [`RxQueue::flush`] do anything?
-    pub fn has_to_flush(&self) -> bool {
-        self.queue.has_to_flush()
-    }
-
-    /// Calls the driver by another descriptor from now on, and once at the next flush.
-    pub fn set_call(&mut self, call: Option<CallFd>) {
-        self.queue.set_call(call);
+    /// The same, to change it.
+    pub fn queue_mut(&mut self) -> &mut Queue {
+        &mut self.queue
     }
 
     /// Takes kicks off. They are never asked for: buffers are looked for when there is a frame for them.
     pub fn drain_kicks(&self) {
         self.queue.drain_kicks();
-    }
-
-    /// The failure that happened since the last call, if one did.
-    pub fn take_failure(&mut self) -> Option<QueueFailure> {
-        self.queue.take_failure()
-    }
-
-    /// The index of the available ring at which another session goes on.
-    pub fn next_avail(&self) -> u16 {
-        self.queue.ring.next_avail()
     }
 }
 

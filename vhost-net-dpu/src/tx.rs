@@ -1,11 +1,11 @@
 //! The transmit path: from a chain to a frame that was looked at.
 
-use outboard_ring::{CallFd, Chain, GuestMemory, RingError, Signals};
+use outboard_ring::{Chain, GuestMemory, RingError};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
     FRAME_LEN_MAX, FRAME_MTU_LEN_MAX, HEAD_LEN_MAX,
-    error::{QueueFailure, StartError, TxRefusal},
+    error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
     offload::{self, Offload},
     packet::{self, Packet},
@@ -142,19 +142,14 @@ impl TxQueue {
         self.queue.fail(RingError::MemoryVanished);
     }
 
-    /// Shows the guest what was given back, and calls it if it wants that.
-    pub fn flush(&mut self, signals: &mut dyn Signals) {
-        self.queue.flush(signals);
+    /// Its ring: to show the guest what was given back, and to call it.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
     }
 
-    /// Would [`TxQueue::flush`] do anything?
-    pub fn has_to_flush(&self) -> bool {
-        self.queue.has_to_flush()
-    }
-
-    /// Calls the driver by another descriptor from now on, and once at the next flush.
-    pub fn set_call(&mut self, call: Option<CallFd>) {
-        self.queue.set_call(call);
+    /// The same, to change it.
+    pub fn queue_mut(&mut self) -> &mut Queue {
+        &mut self.queue
     }
 
     /// Asks the driver for kicks; true if buffers are waiting already.
@@ -165,15 +160,5 @@ impl TxQueue {
     /// Takes kicks off, and asks for no more.
     pub fn after_sleep(&mut self) {
         self.queue.after_sleep();
-    }
-
-    /// The failure that happened since the last call, if one did.
-    pub fn take_failure(&mut self) -> Option<QueueFailure> {
-        self.queue.take_failure()
-    }
-
-    /// The index of the available ring at which another session goes on.
-    pub fn next_avail(&self) -> u16 {
-        self.queue.ring.next_avail()
     }
 }

@@ -66,16 +66,16 @@ impl Port {
 
     pub(crate) fn stop_queue(&mut self, index: u16) -> Option<u16> {
         match index {
-            RX_QUEUE => self.rx.take().map(|rx| rx.next_avail()),
-            TX_QUEUE => self.tx.take().map(|tx| tx.next_avail()),
+            RX_QUEUE => self.rx.take().map(|rx| rx.queue().next_avail()),
+            TX_QUEUE => self.tx.take().map(|tx| tx.queue().next_avail()),
             _ => None,
         }
     }
 
     pub(crate) fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
         match (index, &mut self.rx, &mut self.tx) {
-            (RX_QUEUE, Some(rx), _) => rx.set_call(call),
-            (TX_QUEUE, _, Some(tx)) => tx.set_call(call),
+            (RX_QUEUE, Some(rx), _) => rx.queue_mut().set_call(call),
+            (TX_QUEUE, _, Some(tx)) => tx.queue_mut().set_call(call),
             (RX_QUEUE | TX_QUEUE, ..) => return Err(DeviceError::QueueStopped { index }),
             _ => {
                 return Err(DeviceError::NoSuchQueue {
@@ -111,18 +111,20 @@ impl Port {
 
     /// Shows the guest what was staged; tells each failure once.
     pub(crate) fn flush(&mut self, signals: &mut dyn Signals) {
-        if let Some(tx) = &mut self.tx {
-            tx.flush(signals);
-            tell(&self.name, "transmit", tx.take_failure());
-        }
-        if let Some(rx) = &mut self.rx {
-            rx.flush(signals);
-            tell(&self.name, "receive", rx.take_failure());
+        let queues = [
+            ("transmit", self.tx.as_mut().map(TxQueue::queue_mut)),
+            ("receive", self.rx.as_mut().map(RxQueue::queue_mut)),
+        ];
+        for (kind, queue) in queues {
+            let Some(queue) = queue else { continue };
+            queue.flush(signals);
+            tell(&self.name, kind, queue.take_failure());
         }
     }
 
     pub(crate) fn has_to_flush(&self) -> bool {
-        self.tx.as_ref().is_some_and(TxQueue::has_to_flush) || self.rx.as_ref().is_some_and(RxQueue::has_to_flush)
+        self.tx.as_ref().is_some_and(|tx| tx.queue().has_to_flush())
+            || self.rx.as_ref().is_some_and(|rx| rx.queue().has_to_flush())
     }
 
     /// Asks an open port's guest for kicks; true if frames are waiting. A shut port's frames wait for better times.
