@@ -81,3 +81,32 @@ impl Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+
+    #[test]
+    fn completions_beyond_the_queues_room_are_reported_too() {
+        let event = EventFd::new().unwrap();
+        let call = CallFd::new(event.into()).unwrap();
+        let mut uring = Uring::new().unwrap();
+        // More than the completion queue holds, which is twice as long as the submission queue.
+        let wanted = 3 * ENTRIES;
+        for key in 0..wanted {
+            if !uring.stage_write(&call, key) {
+                uring.submit().unwrap();
+                assert!(uring.stage_write(&call, key));
+            }
+        }
+        uring.submit().unwrap();
+        let mut reaped = 0;
+        for _ in 0..3 {
+            uring.submit().unwrap();
+            reaped += std::iter::from_fn(|| uring.reap()).count();
+        }
+        assert_eq!(reaped, wanted as usize);
+    }
+}

@@ -13,7 +13,7 @@ use outboard_protocol::{desired::VolumeBackend, link::Reply, refusal::Code};
 
 use crate::{
     fixture::{Card, Change, desired, eventually, port, two_ports, volume},
-    guest::{BLK_T_IN, BLK_T_OUT, BlkGuest},
+    guest::{BLK_T_IN, BLK_T_OUT, BlkGuest, NetGuest},
     host::{Host, hello},
 };
 
@@ -139,6 +139,45 @@ fn a_host_in_a_foreign_pid_namespace_is_served() {
         reply.filter(|reply| matches!(reply, Reply::Welcome { .. }))
     });
     card.host().attach(&port("vm1"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn connections_and_sessions_leave_nothing_behind() {
+    let card = Card::holding(two_ports());
+    let mut child = start(&card);
+    let count = |what: &str| {
+        std::fs::read_dir(format!("/proc/{}/{what}", child.id()))
+            .unwrap()
+            .count()
+    };
+    let mut host = card.host();
+    let binding = host.attach(&port("vm1"));
+    let mut cycle = |rounds: u32| {
+        for _ in 0..rounds {
+            drop(Host::try_connect(&card.config.link_socket));
+        }
+        for round in 0..rounds {
+            let device = eventually("the last session is over", || {
+                host.connect_device(&port("vm1"), binding).ok()
+            });
+            if round % 10 == 0 {
+                drop(NetGuest::start(device));
+            }
+        }
+    };
+    cycle(5);
+    let quiet = || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        (count("fd"), count("task"))
+    };
+    let before = quiet();
+    cycle(200);
+    eventually("all is as before", || {
+        let now = quiet();
+        (now.0 <= before.0 && now.1 <= before.1).then_some(())
+    });
     child.kill().unwrap();
     child.wait().unwrap();
 }
