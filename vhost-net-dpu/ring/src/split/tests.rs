@@ -248,3 +248,53 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn h02_a_chain_found_when_other_memory_vanished_is_not_held() {
+    let file = |len: u64| {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, len).unwrap();
+        std::fs::File::from(file)
+    };
+    let region = |guest_phys_addr: u64, file: &std::fs::File| crate::RegionSpec {
+        guest_phys_addr,
+        len: 4096,
+        user_addr: guest_phys_addr,
+        mmap_offset: 0,
+        file: file.try_clone().unwrap(),
+    };
+    let (ring_file, data_file) = (file(4096), file(4096));
+    let regions = vec![region(0, &ring_file), region(4096, &data_file)];
+    let mem = Arc::new(GuestMemory::map(regions).unwrap());
+    let config = RingConfig {
+        size: 2,
+        desc: 0,
+        avail: 64,
+        used: 128,
+        next_avail: 0,
+        features: 0,
+    };
+    for head in 0..2u16 {
+        let descriptor = crate::Descriptor {
+            addr: 4096,
+            len: 8,
+            flags: 0,
+            next: 0,
+        };
+        mem.write(u64::from(head) * 16, &descriptor.to_bytes()).unwrap();
+        mem.write(68 + u64::from(head) * 2, &head.to_le_bytes()).unwrap();
+    }
+    mem.write(66, &2u16.to_le_bytes()).unwrap();
+    let mut ring = SplitRing::new(config, mem.clone()).unwrap();
+    assert_eq!(ring.pop(&mut Chain::new()), Ok(true));
+    data_file.set_len(0).unwrap();
+    assert!(mem.read(4096, &mut [0]).is_err());
+    assert_eq!(ring.pop(&mut Chain::new()), Err(RingError::MemoryVanished));
+    assert_eq!(
+        (ring.in_flight(), ring.next_avail()),
+        (1, 1),
+        "only what was handed out"
+    );
+    ring.unpop(1);
+    assert_eq!((ring.in_flight(), ring.next_avail()), (0, 0));
+}
