@@ -49,6 +49,7 @@ pub fn card(live: &Live, card: &CardRecord) -> CardView {
         dpu_epoch: card.dpu_epoch,
         revision_wanted: card.revision,
         revision_applied: card.applied,
+        certificate_expires: card.certificate.as_ref().and_then(|c| time(c.not_after_s)),
         last_seen: card.last_seen_s.and_then(time),
     }
 }

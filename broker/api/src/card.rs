@@ -45,6 +45,10 @@ pub struct CardView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u64>)]
     pub revision_applied: Option<Revision>,
+    /// When its certificate ends; it has to be enrolled again before. Absent while it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub certificate_expires: Option<Timestamp>,
     /// When it was last heard of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]

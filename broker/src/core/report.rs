@@ -74,7 +74,14 @@ fn overtaken(inventory: &Inventory, binding: &BindingRecord, report: &BindingRep
         ..binding.clone()
     };
     match report.state {
-        State::Released => adopted.after(&Event::CardRemoved, now_s),
+        State::Released => {
+            let fence = Fence {
+                generation: report.generation,
+                incarnation: report.incarnation,
+            };
+            let (state, error) = (State::Released, report.error.clone());
+            adopted.after(&Event::Reported { fence, state, error }, now_s)
+        }
         _ => end(inventory, &adopted, now_s),
     }
 }

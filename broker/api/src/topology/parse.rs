@@ -14,8 +14,8 @@ const TOP_KEYS: &[&str] = &["network", "volume", "port"];
 
 /// Keys of the format that come with later versions: refused by name, so that nobody takes them to be in force.
 const LATER_KEYS: [(Option<TopologyKind>, &str, &str); 3] = [
-    (None, "group", "security groups"),
-    (Some(TopologyKind::Port), "groups", "security groups"),
+    (None, "group", "a list of security groups"),
+    (Some(TopologyKind::Port), "groups", "a list of security groups"),
     (Some(TopologyKind::Volume), "encryption", "encryption of volumes"),
 ];
 

@@ -125,6 +125,7 @@ fn details(card: &CardView) -> String {
         ("attestation", card.attestation.name().to_owned()),
         ("boot epoch", output::or_dash(card.dpu_epoch)),
         ("revision", revision(card)),
+        ("certificate ends", output::or_dash(card.certificate_expires)),
         ("last seen", output::or_dash(card.last_seen)),
     ])
 }

@@ -9,7 +9,11 @@ use outboard_api::topology::Change;
 use outboard_shim_api::{DeviceKind, DeviceState, DeviceView};
 use serde::Serialize;
 
-use super::{layout::RunDir, plan::Plan, snippets::Guest};
+use super::{
+    layout::RunDir,
+    plan::Plan,
+    snippets::{Guest, QemuVersion},
+};
 use crate::{
     commands::apply,
     error::CliError,
@@ -49,6 +53,7 @@ impl Ready {
         daemons: BTreeMap<&'static str, u32>,
         changes: Vec<Change>,
         devices: Vec<DeviceView>,
+        qemu: Option<QemuVersion>,
     ) -> Self {
         let logs = daemons.keys().map(|name| (*name, dir.log(name))).collect();
         let mut pids = daemons;
@@ -63,7 +68,7 @@ impl Ready {
             logs,
             changes,
             devices,
-            guests: guests(plan, |kind, name| dir.device_socket(kind, name)),
+            guests: guests(plan, qemu, |kind, name| dir.device_socket(kind, name)),
         }
     }
 
@@ -127,8 +132,8 @@ pub fn is_ready(device: &DeviceView) -> bool {
 }
 
 /// The first port with the first volume, the second with the second, and so on; what is left over stands alone.
-fn guests(plan: &Plan, socket: impl Fn(DeviceKind, &str) -> PathBuf) -> Vec<Guest> {
+fn guests(plan: &Plan, qemu: Option<QemuVersion>, socket: impl Fn(DeviceKind, &str) -> PathBuf) -> Vec<Guest> {
     let (ports, volumes) = (&plan.topology.ports, &plan.topology.volumes);
-    let pair = |i: usize| Guest::new(ports.get(i), volumes.get(i), &socket);
+    let pair = |i: usize| Guest::new(ports.get(i), volumes.get(i), qemu, &socket);
     (0..ports.len().max(volumes.len())).map(pair).collect()
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use outboard_api::{
     binding::BindingView,
     card::{CardState, CardView, EnrolRequest, EnrolResponse},
@@ -22,6 +23,7 @@ use super::{
     plan::Plan,
     progress::Progress,
     ready::{Ready, is_ready},
+    snippets,
 };
 use crate::{
     client::{
@@ -39,6 +41,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Lifetime of the token that enrols the card, which is used at once, in seconds.
 const TOKEN_TTL_S: u64 = 120;
+
+/// A certificate that ends sooner than this is replaced when `up` starts: a card's is valid for a year.
+const CERTIFICATE_LEFT_MIN: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// File in which the broker tells the address that cards reach it at, in its state directory.
 const CARD_ADDRESS_FILE: &str = "card_address";
@@ -88,7 +93,8 @@ pub async fn start(
         let _: DeviceView = shim.post("/v1/devices", &device).await?;
     }
     let devices = daemons.watch(devices_ready(&broker, &shim, progress)).await?;
-    Ok(Ready::new(plan, dir, daemons.pids().collect(), changes, devices))
+    let qemu = snippets::installed_qemu().await;
+    Ok(Ready::new(plan, dir, daemons.pids().collect(), changes, devices, qemu))
 }
 
 /// Every port and volume of the file, in its order.
@@ -135,13 +141,19 @@ fn card_address(dir: &RunDir) -> Result<String, CliError> {
     Ok(text.trim().to_owned())
 }
 
-/// A card that the broker has given no certificate, or that has none any more.
 async fn needs_enrolment(broker: &Client, dir: &RunDir, card: &CardIdentity) -> Result<bool, CliError> {
     let cards: Vec<CardView> = broker.get("/v1/cards").await?;
-    let known = cards
-        .iter()
-        .any(|c| c.name.as_str() == card.name && c.state != CardState::Pending);
-    Ok(!known || !dir.state("dpu").join(IDENTITY_FILE).exists())
+    let has_identity = dir.state("dpu").join(IDENTITY_FILE).exists();
+    Ok(!has_identity || !certified(&cards, &card.name, Timestamp::now()))
+}
+
+/// Has the broker given the card a certificate that will do for a while? `up` has both ends in its hands, so it enrols
+/// the card anew rather than to leave that to somebody once the certificate is over.
+fn certified(cards: &[CardView], name: &str, now: Timestamp) -> bool {
+    cards.iter().filter(|c| c.name.as_str() == name).any(|c| {
+        let left = c.certificate_expires.map(|end| end.duration_since(now));
+        c.state != CardState::Pending && left.is_some_and(|left| left > CERTIFICATE_LEFT_MIN)
+    })
 }
 
 /// Waits until the broker has the card's connection.

@@ -35,6 +35,35 @@ fn a_device_is_settled_when_it_awaits_its_vmm_or_is_revoked() {
 }
 
 #[test]
+fn a_card_whose_certificate_is_over_or_nearly_so_is_enrolled_anew() {
+    let card = |state: &str, expires: Option<&str>| -> Vec<CardView> {
+        let view = json!({"name": "local", "serial": "s", "state": state, "attestation": "none", "revision_wanted": 1,
+            "certificate_expires": expires});
+        vec![serde_json::from_value(view).expect("a view")]
+    };
+    let now = "2030-05-01T12:00:00Z".parse().expect("a time");
+    for (state, expires, good) in [
+        ("disconnected", Some("2030-06-01T12:00:00Z"), true),
+        ("disconnected", Some("2030-05-31T11:00:00Z"), false),
+        ("disconnected", Some("2030-04-30T12:00:00Z"), false),
+        ("disconnected", None, false),
+        ("pending", None, false),
+    ] {
+        assert_eq!(
+            certified(&card(state, expires), "local", now),
+            good,
+            "{state} {expires:?}"
+        );
+    }
+    assert!(!certified(
+        &card("disconnected", Some("2030-06-01T12:00:00Z")),
+        "other",
+        now
+    ));
+    assert!(!certified(&[], "local", now));
+}
+
+#[test]
 fn progress_counts_by_state() {
     let (a, b, c) = (
         device("port", "failed"),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use outboard_api::{port::PortSpec, volume::VolumeSpec};
 use outboard_protocol::id::MacAddr;
 use outboard_shim_api::DeviceKind;
+pub use qemu::{QemuVersion, installed as installed_qemu};
 use serde::Serialize;
 
 /// Memory of a guest in what is printed, in MiB.
@@ -34,6 +35,8 @@ pub struct Guest {
 struct Qemu {
     machine: Vec<String>,
     devices: Vec<String>,
+    #[serde(skip)]
+    note: &'static str,
 }
 
 /// What a VMM must be told of a port.
@@ -48,10 +51,12 @@ struct Disk {
 }
 
 impl Guest {
-    /// The guest with these devices; `socket` tells where a device's socket is.
+    /// The guest with these devices, for the QEMU of this version if one is installed; `socket` tells where a device's
+    /// socket is.
     pub fn new(
         port: Option<&PortSpec>,
         volume: Option<&VolumeSpec>,
+        version: Option<QemuVersion>,
         socket: impl Fn(DeviceKind, &str) -> PathBuf,
     ) -> Self {
         let path = |kind, name: &str| socket(kind, name).display().to_string();
@@ -67,7 +72,8 @@ impl Guest {
             volume: volume.map(|v| v.name.to_string()),
             qemu: Qemu {
                 machine: qemu::machine(),
-                devices: qemu::devices(nic.as_ref(), disk.as_ref()),
+                devices: qemu::devices(nic.as_ref(), disk.as_ref(), version),
+                note: qemu::note(version),
             },
             cloud_hypervisor: cloud_hypervisor::arguments(nic.as_ref(), disk.as_ref()),
             libvirt: libvirt::xml(nic.as_ref(), disk.as_ref()),
@@ -82,9 +88,10 @@ impl Guest {
         let qemu: Vec<String> = self.qemu.machine.iter().chain(&self.qemu.devices).cloned().collect();
         format!(
             "── VM with {heading} ──\n\n\
-             QEMU (before 9.2, write reconnect=1 for reconnect-ms=1000):\n{}\n\n\
+             QEMU{}:\n{}\n\n\
              cloud-hypervisor:\n{}\n\n\
              libvirt:\n{}",
+            self.qemu.note,
             command("qemu-system-x86_64", &qemu),
             command("cloud-hypervisor", &self.cloud_hypervisor),
             self.libvirt

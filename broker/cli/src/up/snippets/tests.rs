@@ -20,7 +20,7 @@ fn guest(with_port: bool, with_volume: bool) -> Guest {
     let topology = parse(TOPOLOGY).expect("good");
     let socket = |kind, name: &str| default_socket("/run/ob".as_ref(), kind, name);
     let port = topology.ports.first().filter(|_| with_port);
-    Guest::new(port, topology.volumes.first().filter(|_| with_volume), socket)
+    Guest::new(port, topology.volumes.first().filter(|_| with_volume), None, socket)
 }
 
 #[test]
