@@ -23,7 +23,7 @@ use dpu_side::{
 use outboard_controls::{Check, Off};
 use outboard_engine::{WorkerConfig, WorkerHandle};
 use outboard_protocol::{
-    card_side::{CardCore, Input},
+    card_side::{CardCore, Input, SessionId},
     desired::{DesiredState, VolumeBackend},
     id::{Generation, Incarnation, ObjectRef, OperationId},
     link::Reply,
@@ -343,6 +343,34 @@ fn what_cannot_be_made_durable_is_not_granted_and_is_tried_again() {
         assert!(Instant::now() < end, "the former binding never drained");
         std::thread::sleep(Duration::from_millis(50));
     }
+    dpu.stop();
+}
+
+#[test]
+fn time_passes_however_many_messages_come() {
+    let mut state = two_ports();
+    state.grants[0].expires_unix_s = Some(clock::now().unix_s + 2);
+    let dpu = Dpu::start(state);
+    assert!(matches!(dpu.redeem(&port("vm2")), Reply::Redeemed { .. }));
+    let before = dpu.disk.saves.load(Ordering::SeqCst);
+    let stop = Arc::new(AtomicBool::new(false));
+    let flood = || {
+        let (messages, stopped) = (dpu.messages.clone(), Arc::clone(&stop));
+        let session = SessionId(u64::MAX);
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                messages
+                    .send(Message::Datapath(Input::SessionClosed { session }))
+                    .unwrap();
+            }
+        })
+    };
+    let floods: Vec<_> = (0..8).map(|_| flood()).collect();
+    crate::fixture::eventually("the expired grant is ended", || {
+        (dpu.disk.saves.load(Ordering::SeqCst) > before).then_some(())
+    });
+    stop.store(true, Ordering::SeqCst);
+    floods.into_iter().for_each(|flood| flood.join().unwrap());
     dpu.stop();
 }
 
