@@ -9,7 +9,7 @@ use crate::{
     cards::CardServer,
     clock::unix_now_s,
     config::Config,
-    core::{Core, OpenError, spawn},
+    core::{Core, CoreHandle, OpenError, spawn},
     error::StartError,
     identity::{Authority, ServerTls, write_private},
     store::{Store, store_path},
@@ -22,6 +22,7 @@ pub struct Broker {
     /// Where operators connect over TLS, if they do.
     pub api_address: Option<SocketAddr>,
     listeners: JoinSet<()>,
+    handle: CoreHandle,
     core: JoinHandle<()>,
 }
 
@@ -65,7 +66,7 @@ impl Broker {
 
         let mut listeners = JoinSet::new();
         let server = CardServer {
-            core,
+            core: core.clone(),
             authority,
             tls: tls.for_cards()?,
         };
@@ -90,8 +91,18 @@ impl Broker {
             card_address,
             api_address,
             listeners,
+            handle: core,
             core: thread,
         })
+    }
+
+    /// Waits until the broker cannot go on: its core has panicked, which the lines before it in the log tell about.
+    pub async fn broken(&self) -> StartError {
+        self.handle.ended().await;
+        StartError::new(
+            "the core's thread ended by itself",
+            "start the broker again, and report the lines above",
+        )
     }
 
     /// Stops listening. The core ends once the last connection has; see [`Stopping::finish`].

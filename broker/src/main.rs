@@ -88,6 +88,8 @@ fn run(command: &Command) -> Result<(), StartError> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            // Without its core it would answer everybody that it is stopping, for ever.
+            error = broker.broken() => return Err(error),
         }
         tracing::info!("the broker is stopping");
         Ok::<_, StartError>(broker.stop().await)

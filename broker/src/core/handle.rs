@@ -42,6 +42,11 @@ impl CoreHandle {
         self.jobs.send(job).await.map_err(|_| Gone)?;
         answered.await.map_err(|_| Gone)
     }
+
+    /// Waits until the core's thread has ended, which it does by itself only if it panics.
+    pub async fn ended(&self) {
+        self.jobs.closed().await;
+    }
 }
 
 /// Starts the thread that owns `core`.
@@ -56,4 +61,27 @@ pub fn spawn(mut core: Core) -> std::io::Result<(CoreHandle, JoinHandle<()>)> {
         }
     })?;
     Ok((CoreHandle { jobs }, thread))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_core_that_panics_is_noticed_and_nobody_waits_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let core = Core::open(Store::open(&directory.path().join("store")).unwrap()).unwrap();
+        let (handle, thread) = spawn(core).unwrap();
+        assert!(handle.call(|core| core.inventory().cards.is_empty()).await.unwrap());
+        let waited = tokio::time::timeout(Duration::from_millis(20), handle.ended()).await;
+        assert!(waited.is_err(), "it runs");
+        assert_eq!(handle.call(|_| panic!("for the test")).await, Err::<(), _>(Gone));
+        tokio::time::timeout(Duration::from_secs(10), handle.ended())
+            .await
+            .unwrap();
+        assert!(thread.join().is_err());
+    }
 }
