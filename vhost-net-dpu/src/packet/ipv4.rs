@@ -109,3 +109,29 @@ fn fragment(word: u16, data_len: usize) -> Result<Fragment, Flaw> {
     }
     Ok(if offset == 0 { Fragment::First } else { Fragment::Later })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_walked_to_their_end() {
+        let cases: [(&[u8], Result<bool, Flaw>); 7] = [
+            (&[], Ok(false)),
+            (&[1, 148, 4, 0, 0], Ok(false)),
+            (&[1, 131, 3, 4], Ok(true)),
+            (&[148, 4, 0, 0, 137, 3, 4, 0], Ok(true)),
+            (&[0, 131, 3, 4], Ok(false)), // after the end there are none
+            (&[148, 0, 0, 0], Err(Flaw::HeaderLength)),
+            (&[1, 1, 1, 131], Err(Flaw::HeaderLength)),
+        ];
+        for (options, want) in cases {
+            assert_eq!(source_routed(options), want, "{options:?}");
+        }
+        assert_eq!(
+            source_routed(&[131, 9, 4, 0]),
+            Err(Flaw::HeaderLength),
+            "beyond the header"
+        );
+    }
+}
