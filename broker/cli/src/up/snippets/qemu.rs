@@ -9,7 +9,7 @@ use super::{Disk, MEMORY_MIB, Nic, words};
 /// How long QEMU may take to tell its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// First version whose socket chardevs take `reconnect-ms`; QEMU 10.0 dropped `reconnect`.
+/// First version whose socket chardevs take `reconnect-ms`, which replaces `reconnect`.
 const RECONNECT_MS_SINCE: QemuVersion = QemuVersion { major: 9, minor: 2 };
 
 /// A version of QEMU.
