@@ -49,6 +49,7 @@ impl Site {
             broker.replace("127.0.0.1:0", address.trim()),
         )?;
         let mut shim = fs::read_to_string(site.run_path("shim.toml"))?;
+        let mut devices = Vec::new();
         let mut kind = "";
         for line in topology.lines() {
             match line.trim() {
@@ -57,6 +58,7 @@ impl Site {
                 "[[network]]" => kind = "",
                 name if name.starts_with("name = ") && !kind.is_empty() => {
                     shim += &format!("[[device]]\nkind = \"{kind}\"\n{name}\n");
+                    devices.extend(name.split('"').nth(1).map(|name| format!("{kind} {name}")));
                 }
                 _ => {}
             }
@@ -64,6 +66,10 @@ impl Site {
         fs::write(site.run_path("shim.toml"), shim)?;
         let mut site = site;
         DAEMONS.into_iter().try_for_each(|daemon| site.start(daemon))?;
+        // A test that revokes or detaches begins with devices that are attached, not with the shim's first attempts.
+        for device in devices {
+            site.wait_device(&device, "waiting-for-vmm")?;
+        }
         Ok(site)
     }
 
