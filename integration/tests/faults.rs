@@ -114,7 +114,16 @@ impl Scene {
 fn connected(site: &Site, number: u8) -> Outcome<NetGuest> {
     let port = format!("vm{number}");
     let socket = site.run_path(&format!("ports/{port}.sock"));
-    let guest = wait::until(LIMIT, || NetGuest::start(&socket).ok()).ok_or_else(|| format!("{port} does not start"))?;
+    let guest = wait::until(LIMIT, || NetGuest::start(&socket).ok()).ok_or_else(|| {
+        format!(
+            "{port} does not start: {:?}\nshim: {}\nDPU: {}\nbroker: {}",
+            NetGuest::start(&socket).err(),
+            site.shim(&["list"])
+                .map_or_else(|e| e.to_string(), |said| said.unwrap_or_else(|e| e)),
+            site.log("dpu"),
+            site.log("broker"),
+        )
+    })?;
     site.wait_binding("port", &port, "active")?;
     Ok(guest)
 }
