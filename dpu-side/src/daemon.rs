@@ -50,7 +50,13 @@ impl Daemon {
         let identity = Identity::load(&config.state_dir)?;
         check_identity(config, &identity)?;
         let (state_file, record) = load_state(&config.state_dir)?;
-        let (core, effects) = CardCore::start(identity.card.clone(), record, clock::now());
+        // Without a record the boot epoch begins at the clock in milliseconds, and with one it rises by one: as no
+        // process starts a thousand times a second, it rises even when the record of all former starts was lost.
+        let record = record.unwrap_or_else(|| CardRecord {
+            dpu_epoch: clock::boot_epoch(),
+            ..CardRecord::default()
+        });
+        let (core, effects) = CardCore::start(identity.card.clone(), Some(record), clock::now());
         let (messages, inbox) = enforcement::channel();
         let (end, ended) = watch::channel(None);
         let worker = start_worker(config, &messages, end.clone())?;

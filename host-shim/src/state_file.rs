@@ -44,10 +44,11 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Contents::default(),
             Err(error) => return Err(error),
         };
-        // The wall clock covers a file that was lost; the count, a clock that was set back.
+        // The wall clock, in milliseconds so that no restarts overtake it, covers a file that was lost; the count, a
+        // clock that was set back.
         let clock = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
         let boot_epoch = BootEpoch(contents.boot_epoch.next().0.max(clock));
         let state = Self {
             path: path.to_owned(),
