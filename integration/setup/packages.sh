@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # packages.sh [--yes] [--check]: the programs that the demo and the tests run beside our own, from the
 # distribution's packages. Idempotent; where everything is there it does nothing and takes no time.
-# Serves Debian 12 and 13 and Ubuntu 24.04. --check only tells what is missing (exit 1).
+# Tried on Debian 12 and 13; written for Ubuntu 24.04 too, which has not been tried. --check only tells what is missing (exit 1).
 set -euo pipefail
 
 # program -> package that brings it

@@ -232,7 +232,8 @@ impl CardCore {
     /// to do before anything else.
     ///
     /// A process that starts has nothing in flight: what was draining has ended, what was active is attached. It
-    /// takes a boot epoch above the stored one, and not below the clock, so that it rises even if the record was lost.
+    /// takes a boot epoch above the stored one, and not below the clock in seconds. Who lost the record has to pass one
+    /// whose epoch is above all it may have held.
     pub fn start(card: Name, record: Option<CardRecord>, now: Now) -> (Self, Vec<Effect>) {
         let record = record.unwrap_or_default();
         let mut core = Self {
