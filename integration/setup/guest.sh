@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # guest.sh: makes the kernel and the initramfs that test guests boot, in a cache folder, and prints that folder.
-# It holds then: vmlinux (or vmlinuz), initramfs.cpio. Needs no root: the kernel and busybox come out of
-# downloaded packages and nothing is installed. Made anew only when this script, guest-init or the distribution changes.
+# It holds then: vmlinux (or vmlinuz), initramfs.cpio, and initramfs-fio.cpio, which has fio too: that is large, and only
+# guests that need it shall unpack it. Needs no root: the kernel and busybox come out of downloaded packages and nothing
+# is installed. Made anew only when this script, guest-init or the distribution changes.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PATH=$PATH:/usr/sbin:/sbin
@@ -69,19 +70,32 @@ modprobe -d "$base" -S "$version" -a --show-depends virtio_pci virtio_net virtio
 done
 depmod -b "$tree" "$version"
 
-# programs of this machine, with the libraries that the loader names for them
-for program in iperf3 mke2fs; do
-    path=$(command -v $program) || { echo "error: $program is not installed
+# programs FOLDER NAME...: programs of this machine, with the libraries that the loader names for them
+programs() {
+    local folder=$1 program path library
+    shift
+    for program in "$@"; do
+        path=$(command -v "$program") || { echo "error: $program is not installed
   fix: run integration/setup/packages.sh" >&2; exit 1; }
-    cp -L "$path" "$tree/bin/"
-    ldd "$path" | awk '/=> \// {print $3} $1 ~ /^\// {print $1}' | while read -r library; do
-        install -D "$(readlink -f "$library")" "$tree$library"
+        install -D "$(readlink -f "$path")" "$folder/bin/$program"
+        ldd "$path" | awk '/=> \// {print $3} $1 ~ /^\// {print $1}' | while read -r library; do
+            install -D "$(readlink -f "$library")" "$folder$library"
+        done
     done
-done
-ln -s mke2fs "$tree/bin/mkfs.ext4"
+}
+# archive FOLDER: it as cpio on standard output; the kernel unpacks archives that follow one another into one tree
+archive() { (cd "$1" && find . -print0 | cpio --null -o -H newc --quiet); }
 
-(cd "$tree" && find . -print0 | cpio --null -o -H newc --quiet) >"$work/initramfs.cpio"
-rm -rf "$work/root" "$tree" "$work/apt.err"
+programs "$tree" iperf3 mke2fs
+ln -s mke2fs "$tree/bin/mkfs.ext4"
+archive "$tree" >"$work/initramfs.cpio"
+extra=$work/extra
+programs "$extra" fio
+# what the first archive brought need not come twice
+(cd "$extra" && find . -type f) | while read -r file; do [ ! -e "$tree/$file" ] || rm "$extra/$file"; done
+{ cat "$work/initramfs.cpio"; archive "$extra"; } >"$work/initramfs-fio.cpio"
+
+rm -rf "$work/root" "$tree" "$extra" "$work/apt.err"
 touch "$work/complete"
 chmod 755 "$work"
 # another run may have finished first: then its folder is as good

@@ -8,6 +8,7 @@ set -euo pipefail
 declare -A NEEDED=(
     [qemu-system-x86_64]=qemu-system-x86
     [iperf3]=iperf3
+    [fio]=fio
     [mke2fs]=e2fsprogs
     [modprobe]=kmod
     [cpio]=cpio

@@ -61,7 +61,7 @@ pub enum GuestError {
     },
 }
 
-/// What a guest is made of.
+/// What a guest is made of. The default has no device, one CPU, one queue per device and shared memory.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     /// Its name; files in the run folder begin with it.
@@ -76,6 +76,37 @@ pub struct GuestSpec {
     pub memory_mib: u32,
     /// Whether its memory is shared with the device; without that vhost-user cannot work.
     pub shared_memory: bool,
+    /// How many CPUs. A guest uses no more queue pairs of a NIC than it has CPUs.
+    pub cpus: u16,
+    /// Queue pairs of its NIC and request queues of its disk.
+    pub queues: u16,
+    /// Properties of the NIC for QEMU beside the usual, for example `host_mtu=1400`.
+    pub nic_properties: String,
+    /// Properties of the disk for QEMU beside the usual, for example `config-wce=on`.
+    pub disk_properties: String,
+    /// Whether it has fio.
+    pub fio: bool,
+    /// More arguments for QEMU.
+    pub arguments: Vec<String>,
+}
+
+impl Default for GuestSpec {
+    fn default() -> Self {
+        Self {
+            name: "guest".into(),
+            port: None,
+            volume: None,
+            address: None,
+            memory_mib: 256,
+            shared_memory: true,
+            cpus: 1,
+            queues: 1,
+            nic_properties: String::new(),
+            disk_properties: String::new(),
+            fio: false,
+            arguments: Vec::new(),
+        }
+    }
 }
 
 /// A running guest.
@@ -198,6 +229,35 @@ impl Guest {
         Ok((status, text.trim_matches(['\r', '\n']).to_owned()))
     }
 
+    /// Runs one line of shell in the guest beside what comes after it; its output goes to `file` there, and after it
+    /// `@@ENDED` with its status.
+    pub fn start_in_background(&mut self, command: &str, file: &str) -> Result<(), GuestError> {
+        let line = format!("( {{ {command} ; }} >{file} 2>&1; echo @@ENDED $? >>{file} ) &");
+        self.run(&line, Duration::from_secs(20)).map(|_| ())
+    }
+
+    /// Waits for what [`Guest::start_in_background`] started: its exit status and its output.
+    pub fn finish_background(&mut self, file: &str, limit: Duration) -> Result<(i32, String), GuestError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let text = self.run(&format!("cat {file}"), Duration::from_secs(20))?;
+            if let Some((output, status)) = text.rsplit_once("@@ENDED ")
+                && let Ok(status) = status.trim().parse()
+            {
+                return Ok((status, output.to_owned()));
+            }
+            if Instant::now() >= deadline {
+                return Err(GuestError::TimedOut {
+                    guest: self.name.clone(),
+                    what: format!("the command that writes to {file}"),
+                    limit,
+                    text,
+                });
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// The process id of its QEMU.
     pub fn pid(&self) -> u32 {
         self.process.pid()
@@ -263,6 +323,15 @@ impl Guest {
 /// that the kernel likes and no mitigations, because both cost emulation time.
 fn arguments(spec: &GuestSpec, image: &GuestImage, reconnect: &str) -> Vec<String> {
     let memory = spec.memory_mib;
+    let initramfs = if spec.fio {
+        &image.initramfs_fio
+    } else {
+        &image.initramfs
+    };
+    let more = |properties: &str| match properties {
+        "" => String::new(),
+        some => format!(",{some}"),
+    };
     let share = if spec.shared_memory { "on" } else { "off" };
     let address = spec
         .address
@@ -281,18 +350,17 @@ fn arguments(spec: &GuestSpec, image: &GuestImage, reconnect: &str) -> Vec<Strin
         "tcg,thread=multi",
         "-cpu",
         "Nehalem-v1",
-        "-smp",
-        "1",
     ]
     .map(String::from)
     .into();
+    all.extend(["-smp".into(), spec.cpus.to_string()]);
     all.extend(["-name".into(), spec.name.clone(), "-m".into(), memory.to_string()]);
     all.extend([
         "-object".into(),
         format!("memory-backend-memfd,id=mem0,size={memory}M,share={share}"),
     ]);
     all.extend(["-kernel".into(), image.kernel.display().to_string()]);
-    all.extend(["-initrd".into(), image.initramfs.display().to_string()]);
+    all.extend(["-initrd".into(), initramfs.display().to_string()]);
     all.extend([
         "-append".into(),
         format!("console=ttyS0 quiet mitigations=off{address}"),
@@ -302,8 +370,20 @@ fn arguments(spec: &GuestSpec, image: &GuestImage, reconnect: &str) -> Vec<Strin
             "-chardev".into(),
             format!("socket,id=port0,path={},{reconnect}", socket.display()),
         ]);
-        all.extend(["-netdev".into(), "vhost-user,id=net0,chardev=port0".into()]);
-        all.extend(["-device".into(), format!("virtio-net-pci,netdev=net0,mac={mac}")]);
+        let (pairs, nic) = (spec.queues, more(&spec.nic_properties));
+        all.extend([
+            "-netdev".into(),
+            format!("vhost-user,id=net0,chardev=port0,queues={pairs}"),
+        ]);
+        let multi = match pairs {
+            1 => String::new(),
+            // a vector for each queue, the control queue and changes of the configuration
+            pairs => format!(",mq=on,vectors={}", 2 * pairs + 2),
+        };
+        all.extend([
+            "-device".into(),
+            format!("virtio-net-pci,netdev=net0,mac={mac}{multi}{nic}"),
+        ]);
     }
     if let Some(socket) = &spec.volume {
         all.extend([
@@ -312,8 +392,13 @@ fn arguments(spec: &GuestSpec, image: &GuestImage, reconnect: &str) -> Vec<Strin
         ]);
         all.extend([
             "-device".into(),
-            "vhost-user-blk-pci,chardev=volume0,num-queues=1".into(),
+            format!(
+                "vhost-user-blk-pci,chardev=volume0,num-queues={}{}",
+                spec.queues,
+                more(&spec.disk_properties)
+            ),
         ]);
     }
+    all.extend(spec.arguments.iter().cloned());
     all
 }

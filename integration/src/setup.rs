@@ -33,6 +33,8 @@ pub struct GuestImage {
     pub kernel: PathBuf,
     /// An uncompressed cpio archive.
     pub initramfs: PathBuf,
+    /// The same with fio.
+    pub initramfs_fio: PathBuf,
 }
 
 /// Folder with the set-up scripts.
@@ -85,5 +87,6 @@ pub fn guest_image() -> Result<GuestImage, SetupError> {
     Ok(GuestImage {
         kernel,
         initramfs: folder.join("initramfs.cpio"),
+        initramfs_fio: folder.join("initramfs-fio.cpio"),
     })
 }

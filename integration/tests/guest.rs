@@ -12,11 +12,8 @@ fn a_guest_boots_and_its_shell_tells_output_and_status() -> Result<(), Box<dyn E
     let folder = tempfile::tempdir()?;
     let spec = GuestSpec {
         name: "plain".into(),
-        port: None,
-        volume: None,
-        address: None,
-        memory_mib: 256,
         shared_memory: false,
+        ..GuestSpec::default()
     };
     let mut guest = Guest::start(&spec, &setup::guest_image()?, folder.path())?;
     guest.wait_booted()?;

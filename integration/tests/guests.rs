@@ -75,9 +75,8 @@ impl Scene {
             port: Some((self.stack.port_socket(&name), format!("52:54:00:00:00:{number:02x}"))),
             volume: volume.then(|| self.stack.volume_socket("disk1")),
             address: Some(format!("10.0.0.{number}/24")),
-            memory_mib: 256,
-            shared_memory: true,
             name,
+            ..GuestSpec::default()
         }
     }
 

@@ -180,7 +180,7 @@ fn spec(stack: &Stack, name: &str, number: u8, volume: Option<&str>) -> GuestSpe
         volume: volume.map(|volume| stack.volume_socket(volume)),
         address: Some(format!("10.0.0.{number}/24")),
         memory_mib: 384,
-        shared_memory: true,
+        ..GuestSpec::default()
     }
 }
 
