@@ -6,10 +6,14 @@
 //! data is lost.
 
 mod open;
+#[cfg(feature = "recorded-files")]
+mod recorder;
 mod syncs;
 #[allow(unsafe_code)]
 mod uring;
 
+#[cfg(feature = "recorded-files")]
+use std::path::Path;
 use std::{collections::VecDeque, fs::File, io, os::fd::BorrowedFd};
 
 use nix::{errno::Errno, fcntl::Flock};
@@ -32,6 +36,8 @@ pub struct FileBackend {
     sync_retries: u16,
     /// Completions that the kernel was not, or is no longer, needed for.
     finished: VecDeque<Completion>,
+    #[cfg(feature = "recorded-files")]
+    recorder: recorder::Recorder,
 }
 
 impl FileBackend {
@@ -43,6 +49,17 @@ impl FileBackend {
             syncs: Syncs::new(usize::from(DEPTH)),
             sync_retries: 0,
             finished: VecDeque::with_capacity(usize::from(DEPTH)),
+            #[cfg(feature = "recorded-files")]
+            recorder: recorder::Recorder::off(),
+        })
+    }
+
+    /// Keep a record of what is done to the volume in `path`, if records are asked for.
+    #[cfg(feature = "recorded-files")]
+    fn recorded(self, path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            recorder: recorder::Recorder::new(path)?,
+            ..self
         })
     }
 
@@ -91,6 +108,12 @@ impl FileBackend {
     }
 
     fn on_transferred(&mut self, slot: Slot) {
+        #[cfg(feature = "recorded-files")]
+        if let Some(request) = self.uring.request(slot)
+            && matches!(request.op, Op::Write { .. })
+        {
+            self.recorder.written(request);
+        }
         match self.uring.op(slot) {
             Some(Op::Write { durable: true }) if self.syncs.latched() => self.finish(slot, Err(IoError::Latched)),
             Some(Op::Write { durable: true }) => self.syncs.join(slot),
@@ -106,6 +129,8 @@ impl FileBackend {
             return self.uring.sync();
         }
         self.sync_retries = 0;
+        #[cfg(feature = "recorded-files")]
+        self.recorder.sync_ended(result.is_ok());
         if let Err(errno) = result {
             tracing::error!(%errno, "fdatasync of a volume failed: it takes no more writes until it is attached again");
         }
@@ -143,6 +168,8 @@ impl Backend for FileBackend {
 
     fn start(&mut self) {
         if self.syncs.begin() {
+            #[cfg(feature = "recorded-files")]
+            self.recorder.sync_begins();
             self.uring.sync();
         }
         self.uring.submit();

@@ -151,7 +151,10 @@ pub fn open_file(path: &Path, size_bytes: u64, read_only: bool) -> Result<FileBa
     }
     let file = lock(path, file, read_only)?;
     let geometry = Geometry { size_bytes, read_only };
-    FileBackend::new(file, geometry).map_err(|source| OpenError::Ring {
+    let backend = FileBackend::new(file, geometry);
+    #[cfg(feature = "recorded-files")]
+    let backend = backend.and_then(|backend| backend.recorded(path));
+    backend.map_err(|source| OpenError::Ring {
         path: path.to_owned(),
         source,
     })

@@ -117,6 +117,12 @@ impl Uring {
         inner.flights.len() - inner.free.len()
     }
 
+    /// The request.
+    #[cfg(feature = "recorded-files")]
+    pub(super) fn request(&self, slot: Slot) -> Option<&Request> {
+        self.0.flights.get(usize::from(slot.0))?.request.as_ref()
+    }
+
     /// What the request does.
     pub(super) fn op(&self, slot: Slot) -> Option<Op> {
         self.0
