@@ -9,7 +9,7 @@ use std::{
 
 use outboard_engine::{Io, Workload};
 use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
-use outboard_ring::CallFd;
+use outboard_ring::{CallFd, RingLog};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use outboard_vswitch::{PortCounters, PortPolicy, Switch};
 use vhost_blk_dpu::BlkUnit;
@@ -177,6 +177,14 @@ impl Datapath {
                 Some(volume) => volume.unit.stop_queue(index, done),
                 None => done(None),
             },
+        }
+    }
+
+    /// Logs the writes of a running queue in this way from now on, or not at all.
+    pub fn set_log(&mut self, object: &ObjectRef, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        match object.kind {
+            ObjectKind::Port => self.switch.set_log(object.name.as_str(), index, log),
+            ObjectKind::Volume => self.open_volume(object)?.set_log(index, log),
         }
     }
 

@@ -7,8 +7,8 @@ use outboard_protocol::{
     card_side::{Input, SessionId},
     id::{ObjectKind, ObjectRef},
 };
-use outboard_ring::CallFd;
-use outboard_vhost_user::{Device, DeviceError, QueueResources};
+use outboard_ring::{CallFd, RingLog};
+use outboard_vhost_user::{BackendChannel, Device, DeviceError, QueueResources};
 
 use crate::{datapath::Datapath, enforcement::Message};
 
@@ -142,6 +142,34 @@ impl Device for SessionDevice {
         self.worker
             .call(move |datapath, _| datapath.set_call(&object, index, call))
             .map_err(gone)?
+    }
+
+    fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        let object = self.object.clone();
+        self.worker
+            .call(move |datapath, _| datapath.set_log(&object, index, log))
+            .map_err(gone)?
+    }
+
+    fn inflight(&self) -> bool {
+        !self.is_port()
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        // All that a driver can change is in its queues, and those were stopped.
+        Ok(())
+    }
+
+    fn takes_mtu(&self) -> bool {
+        false
+    }
+
+    fn set_mtu(&mut self, _mtu: u16) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn set_backend_channel(&mut self, _channel: Option<BackendChannel>) {
+        // The size of a volume does not change while it is attached.
     }
 
     fn closed(&mut self) {}

@@ -171,7 +171,10 @@ fn answer(queue: &mut Queue, slot: &Slot, outcome: &Outcome) -> Result<(), RingE
         (_, Some(0)) => shape.writable_len,
         _ => 0,
     };
-    queue
-        .ring
-        .push_used(slot.chain.head(), u32::try_from(written_len).unwrap_or(u32::MAX))
+    // Data of a read that failed may have come in part, and the status stands behind it.
+    queue.ring.push_used_dirtying(
+        &slot.chain,
+        u32::try_from(written_len).unwrap_or(u32::MAX),
+        shape.writable_len,
+    )
 }

@@ -39,6 +39,7 @@ impl Queue {
             kick,
             call,
             features,
+            log: _,
         } = resources;
         if features & 1 << VIRTIO_F_VERSION_1 == 0 {
             return Err(StartError::Legacy);

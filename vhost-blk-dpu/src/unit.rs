@@ -6,7 +6,7 @@ use std::{
 };
 
 use outboard_nvme::{Completed, Controller, Namespace};
-use outboard_ring::{CallFd, RingError, Signals};
+use outboard_ring::{CallFd, RingError, RingLog, Signals};
 use outboard_storage::Backend;
 use outboard_vhost_user::{DeviceError, QueueResources};
 
@@ -146,6 +146,20 @@ impl BlkUnit {
         match self.queue_slot(index)? {
             Some(queue) => {
                 queue.call = call;
+                Ok(())
+            }
+            None => Err(DeviceError::QueueStopped { index }),
+        }
+    }
+
+    /// Log the writes of a running queue in this way from now on, or not at all.
+    ///
+    /// # Errors
+    /// There is no such queue, or it does not run.
+    pub fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        match self.queue_slot(index)? {
+            Some(queue) => {
+                queue.ring.set_log(log);
                 Ok(())
             }
             None => Err(DeviceError::QueueStopped { index }),

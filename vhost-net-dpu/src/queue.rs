@@ -1,6 +1,6 @@
 //! What the transmit and the receive queue have in common: a ring, its calls, and its failure.
 
-use outboard_ring::{CallFd, Chain, KickFd, RingError, Signals, SplitRing};
+use outboard_ring::{CallFd, Chain, KickFd, RingError, RingLog, Signals, SplitRing};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
@@ -57,9 +57,9 @@ impl Queue {
         })
     }
 
-    pub(crate) fn push(&mut self, head: u16, len: u32) {
+    pub(crate) fn push(&mut self, chain: &Chain, len: u32) {
         self.staged = true;
-        if let Err(error) = self.ring.push_used(head, len) {
+        if let Err(error) = self.ring.push_used(chain, len) {
             self.fail(error);
         }
     }
@@ -102,6 +102,11 @@ impl Queue {
     pub fn set_call(&mut self, call: Option<CallFd>) {
         self.call = call;
         self.call_due = true;
+    }
+
+    /// Logs writes in this way from now on, or not at all.
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        self.ring.set_log(log);
     }
 
     /// Asks for kicks; true if chains are waiting already.

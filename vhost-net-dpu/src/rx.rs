@@ -93,7 +93,7 @@ impl RxQueue {
             let filled = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX).min(left);
             left -= filled;
             // No more than the frame, which is far below 4 GiB.
-            self.queue.push(chain.head(), u32::try_from(filled).unwrap_or(0));
+            self.queue.push(chain, u32::try_from(filled).unwrap_or(0));
         }
         Ok(())
     }

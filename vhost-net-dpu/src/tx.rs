@@ -133,7 +133,7 @@ impl TxQueue {
     pub fn give_back(&mut self) {
         if self.held {
             self.held = false;
-            self.queue.push(self.chain.head(), 0);
+            self.queue.push(&self.chain, 0);
         }
     }
 

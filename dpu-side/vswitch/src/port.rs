@@ -1,9 +1,9 @@
 //! A port: its queues, whether anything may pass, and its counters.
 
-use outboard_ring::{CallFd, Signals};
+use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
-    QUEUE_COUNT, RX_QUEUE, TX_QUEUE,
+    QUEUE_COUNT, Queue, RX_QUEUE, TX_QUEUE,
     deliver::{Scratch, deliver},
     error::{QueueFailure, RxDrop},
     rx::RxQueue,
@@ -73,18 +73,25 @@ impl Port {
     }
 
     pub(crate) fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
-        match (index, &mut self.rx, &mut self.tx) {
-            (RX_QUEUE, Some(rx), _) => rx.queue_mut().set_call(call),
-            (TX_QUEUE, _, Some(tx)) => tx.queue_mut().set_call(call),
-            (RX_QUEUE | TX_QUEUE, ..) => return Err(DeviceError::QueueStopped { index }),
-            _ => {
-                return Err(DeviceError::NoSuchQueue {
-                    index,
-                    queue_count: QUEUE_COUNT,
-                });
-            }
-        }
+        self.queue_mut(index)?.set_call(call);
         Ok(())
+    }
+
+    pub(crate) fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        self.queue_mut(index)?.set_log(log);
+        Ok(())
+    }
+
+    fn queue_mut(&mut self, index: u16) -> Result<&mut Queue, DeviceError> {
+        match (index, &mut self.rx, &mut self.tx) {
+            (RX_QUEUE, Some(rx), _) => Ok(rx.queue_mut()),
+            (TX_QUEUE, _, Some(tx)) => Ok(tx.queue_mut()),
+            (RX_QUEUE | TX_QUEUE, ..) => Err(DeviceError::QueueStopped { index }),
+            _ => Err(DeviceError::NoSuchQueue {
+                index,
+                queue_count: QUEUE_COUNT,
+            }),
+        }
     }
 
     /// Gives the frame that `source` holds to this port. False if the source's memory is gone.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use outboard_ring::{CallFd, Signals};
+use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
     deliver::Scratch,
@@ -121,6 +121,16 @@ impl Switch {
         self.port_mut(name)
             .ok_or_else(|| not_granted(name))?
             .set_call(index, call)
+    }
+
+    /// Logs the writes of a running queue in this way from now on, or not at all.
+    ///
+    /// # Errors
+    /// The port is not declared, or the queue does not run.
+    pub fn set_log(&mut self, name: &str, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        self.port_mut(name)
+            .ok_or_else(|| not_granted(name))?
+            .set_log(index, log)
     }
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.

@@ -76,9 +76,15 @@ pub enum Check {
     VolumeReadOnly,
     /// What is no longer granted is shut before anything that may wait.
     SilenceFirst,
+    /// A dirty log must cover the memory that it logs.
+    LogCoversMemory,
+    /// An in-flight region must hold its queues, and what it says must fit the ring.
+    InflightRegion,
+    /// A driver of IN_ORDER gets its chains back in the order in which it gave them.
+    InOrder,
 }
 
-const ALL: [(Check, &str); 33] = [
+const ALL: [(Check, &str); 36] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -112,6 +118,9 @@ const ALL: [(Check, &str); 33] = [
     (Check::VolumeRange, "volume-range"),
     (Check::VolumeReadOnly, "volume-read-only"),
     (Check::SilenceFirst, "silence-first"),
+    (Check::LogCoversMemory, "log-covers-memory"),
+    (Check::InflightRegion, "inflight-region"),
+    (Check::InOrder, "in-order"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

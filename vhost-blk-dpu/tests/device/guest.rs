@@ -81,6 +81,7 @@ impl Guest {
             kick: Some(KickFd::new(new_eventfd()).expect("an eventfd")),
             call: Some(CallFd::new(new_eventfd()).expect("an eventfd")),
             features: config.features,
+            log: None,
         };
         self.unit.start_queue(0, resources).expect("the queue is not running");
     }

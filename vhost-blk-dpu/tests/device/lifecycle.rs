@@ -162,6 +162,7 @@ fn a_revoked_volume_is_silent_and_takes_nothing() {
             kick: Some(KickFd::new(fd()).expect("an eventfd")),
             call: Some(CallFd::new(fd()).expect("an eventfd")),
             features: DEFAULT_FEATURES,
+            log: None,
         }
     };
     let refused = guest.unit.start_queue(0, resources());

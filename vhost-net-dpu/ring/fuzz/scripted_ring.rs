@@ -5,7 +5,7 @@
 
 use outboard_ring::{
     Chain, Descriptor, SplitRing,
-    driver::{Driver, GuestRam, RAM_START},
+    driver::{Driver, GuestRam, RAM_START, chain_of},
 };
 
 const SIZE: u16 = 8;
@@ -60,7 +60,10 @@ pub fn run(script: &[u8]) {
             6 => {
                 let head = script.index();
                 let was_held = held.iter().position(|&h| h == head).map(|at| held.remove(at)).is_some();
-                assert_eq!(ring.push_used(head, u32::from(script.byte())).is_ok(), was_held);
+                assert_eq!(
+                    ring.push_used(&chain_of(head), u32::from(script.byte())).is_ok(),
+                    was_held
+                );
                 last = last.filter(|&last| last != head);
             }
             7 => {

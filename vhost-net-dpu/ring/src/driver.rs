@@ -13,7 +13,7 @@
 //! let mut chain = Chain::new();
 //! assert!(ring.pop(&mut chain)?);
 //! chain.write_at(ring.memory(), 0, b"pong").expect("it has 4 writable bytes");
-//! ring.push_used(chain.head(), 4)?;
+//! ring.push_used(&chain, 4)?;
 //! assert!(ring.publish()?);
 //!
 //! assert_eq!(driver.used(), Some((added.head, 4)));
@@ -36,7 +36,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::Bytes;
 
 use crate::{
-    chain::Segment,
+    chain::{Chain, Segment},
     descriptor::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN, Descriptor},
     layout::{AVAIL_ENTRY_LEN, AVAIL_RING_OFFSET, IDX_OFFSET, RingConfig, USED_ENTRY_LEN, USED_RING_OFFSET},
     memory::{GuestMemory, RegionSpec},
@@ -117,6 +117,13 @@ fn region(file: &File, guest_phys_addr: u64, len: u64) -> RegionSpec {
         mmap_offset: 0,
         file: file.try_clone().expect("dup"),
     }
+}
+
+/// A chain of no buffers that was not popped from any ring: what a device has that lost track.
+pub fn chain_of(head: u16) -> Chain {
+    let mut chain = Chain::new();
+    chain.reset(head);
+    chain
 }
 
 /// What was made available by [`Driver::add_bytes`].

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use outboard_controls::{Check, on};
 use virtio_bindings::bindings::{
-    virtio_config::VIRTIO_F_RING_PACKED,
+    virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED},
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
@@ -95,6 +95,7 @@ pub(crate) struct Layout {
     pub(crate) size: u16,
     pub(crate) indirect: bool,
     pub(crate) event_idx: bool,
+    pub(crate) in_order: bool,
     pub(crate) desc: Area,
     pub(crate) avail: Area,
     pub(crate) used: Area,
@@ -148,6 +149,7 @@ impl Layout {
             size,
             indirect,
             event_idx,
+            in_order: has(VIRTIO_F_IN_ORDER),
             desc,
             avail,
             used,

@@ -13,15 +13,18 @@
 //!
 //! # What it doesn't implement
 //!
-//! Packed rings, in-flight logs, dirty logging, and an IOMMU (`VIRTIO_F_ACCESS_PLATFORM`). A guest's memory that is
+//! Packed rings, and an IOMMU (`VIRTIO_F_ACCESS_PLATFORM`). A guest's memory that is
 //! backed by anything but tmpfs, a memfd or hugetlbfs is refused.
 
 mod chain;
 mod descriptor;
 #[cfg(feature = "driver")]
 pub mod driver;
-mod inflight;
+mod file;
+mod heads;
+mod inflight_log;
 mod layout;
+mod log;
 mod mapping;
 mod memory;
 mod notify;
@@ -31,7 +34,10 @@ mod walk;
 
 pub use chain::{Chain, ChainError, Segment, copy};
 pub use descriptor::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
+pub use file::FileFault;
+pub use inflight_log::{InflightError, InflightLog, InflightRegion};
 pub use layout::{ConfigFault, QUEUE_SIZE_MAX, RingConfig};
+pub use log::{DirtyLog, LOG_LEN_MAX, LOG_PAGE_LEN, LogError, RingLog};
 pub use memory::{GUEST_MEMORY_LEN_MAX, GuestMemory, MemoryError, REGION_COUNT_MAX, RegionSpec};
 pub use notify::{CallFd, KickFd, NotifyError, Signals};
 pub use split::{RingError, SplitRing};

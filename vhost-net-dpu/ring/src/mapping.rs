@@ -4,7 +4,10 @@ use std::{
     fs::File,
     os::fd::AsFd,
     ptr::NonNull,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use outboard_controls::{Check, on};
@@ -14,7 +17,7 @@ use rustix::{
 };
 use vm_memory::{AtomicAccess, ByteValued, Bytes, VolatileMemory, VolatileMemoryError, VolatileSlice};
 
-use crate::sigbus::{GuardError, Registration};
+use crate::sigbus::{GuardError, Registration, any_fault};
 
 /// Why a file could not be mapped.
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +129,38 @@ impl Area {
         order: Ordering,
     ) -> Result<(), VolatileMemoryError> {
         self.bytes().store(value, offset, order)
+    }
+
+    /// Set bits of one byte, atomically, whoever else changes them. False if it is outside.
+    #[inline]
+    pub(crate) fn set_bits(&self, offset: usize, bits: u8, order: Ordering) -> bool {
+        if offset >= self.len {
+            return false;
+        }
+        // SAFETY: the byte is inside the mapping, as for `bytes`, and is accessed only by volatile and atomic operations.
+        let byte = unsafe { AtomicU8::from_ptr(self.mapping.start.as_ptr().add(self.offset + offset)) };
+        byte.fetch_or(bits, order);
+        true
+    }
+
+    /// A part of it.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Option<Self> {
+        (offset <= self.len && len <= self.len - offset).then(|| Self {
+            mapping: self.mapping.clone(),
+            offset: self.offset + offset,
+            len,
+        })
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Did a fault replace the mapping by zero pages?
+    #[inline]
+    pub(crate) fn poisoned(&self) -> bool {
+        any_fault() && self.mapping.poisoned()
     }
 
     /// Read a value of any alignment by one volatile read.

@@ -2,16 +2,13 @@
 
 use std::{fs::File, sync::Arc};
 
-use outboard_controls::{Check, on};
-use rustix::{
-    fs::{FileType, fstat, fstatfs},
-    io::Errno,
-};
+use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
 use crate::{
-    mapping::{Area, MapError, Mapping},
-    sigbus::{self, GuardError, SLOT_COUNT},
+    file::{self, FileFault},
+    mapping::{Area, Mapping},
+    sigbus::{self, SLOT_COUNT},
 };
 
 /// Regions one guest may have. QEMU itself never uses more.
@@ -22,11 +19,6 @@ pub const GUEST_MEMORY_LEN_MAX: u64 = 1 << 42;
 /// Guest-physical and file addresses of a region must agree modulo this, the strictest alignment of a ring's parts
 /// (virtio 1.3 §2.7), so that what is aligned for the guest is aligned for us.
 const ALIGNMENT: u64 = 16;
-/// `f_type` of tmpfs and of memfds.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
-/// `f_type` of hugetlbfs and of memfds made of huge pages.
-const HUGETLBFS_MAGIC: i64 = 0x958_458f6;
-
 /// A region of guest memory as a VMM describes it (vhost-user, "Memory region description").
 #[derive(Debug)]
 pub struct RegionSpec {
@@ -289,6 +281,11 @@ impl GuestMemory {
         (piece > 0 || len == 0).then_some(piece)
     }
 
+    /// The first guest-physical address after all of it.
+    pub fn end(&self) -> u64 {
+        self.regions.last().map_or(0, |r| r.guest_phys_addr + r.len)
+    }
+
     /// The guest-physical address of what the VMM has at `user_addr`, as in vhost-user's SET_VRING_ADDR.
     pub fn user_to_guest(&self, user_addr: u64) -> Option<u64> {
         self.regions.iter().find_map(|region| {
@@ -374,49 +371,6 @@ impl RegionSpec {
         }
         Ok(())
     }
-
-    /// Check that the file is memory and holds the region. Returns its page size in bytes.
-    fn check_file(&self) -> Result<u64, MemoryError> {
-        let guest_phys_addr = self.guest_phys_addr;
-        let system = |call| {
-            move |errno| MemoryError::System {
-                guest_phys_addr,
-                call,
-                errno,
-            }
-        };
-        let stat = fstat(&self.file).map_err(system("fstat"))?;
-        let file_type = FileType::from_raw_mode(stat.st_mode);
-        if file_type != FileType::RegularFile {
-            return Err(MemoryError::NotMemoryFile {
-                guest_phys_addr,
-                found: format!("{file_type:?}"),
-            });
-        }
-        let fs = fstatfs(&self.file).map_err(system("fstatfs"))?;
-        let page_len = match fs.f_type {
-            TMPFS_MAGIC => rustix::param::page_size() as u64,
-            HUGETLBFS_MAGIC => u64::try_from(fs.f_bsize).unwrap_or(0),
-            _ if !on(Check::MemoryFileOnly) => rustix::param::page_size() as u64,
-            other => {
-                let found = format!("a file system of type {other:#x}");
-                return Err(MemoryError::NotMemoryFile { guest_phys_addr, found });
-            }
-        };
-        let file_len = u64::try_from(stat.st_size).unwrap_or(0);
-        let end = self.mmap_offset + self.len;
-        if end > file_len && on(Check::RegionInsideFile) {
-            return Err(MemoryError::OutsideFile {
-                guest_phys_addr,
-                end,
-                file_len,
-            });
-        }
-        if !page_len.is_power_of_two() {
-            return Err(system("fstatfs")(Errno::INVAL));
-        }
-        Ok(page_len)
-    }
 }
 
 impl Region {
@@ -428,35 +382,27 @@ impl Region {
             mmap_offset,
             ..
         } = *spec;
-        let page_len = spec.check_file()?;
-        let system = |call| {
-            move |errno| MemoryError::System {
+        let (mapping, delta) = file::map(&spec.file, mmap_offset, len).map_err(|fault| match fault {
+            FileFault::NotMemory { found } => MemoryError::NotMemoryFile { guest_phys_addr, found },
+            FileFault::Outside { end, file_len } => MemoryError::OutsideFile {
+                guest_phys_addr,
+                end,
+                file_len,
+            },
+            FileFault::Wraps => MemoryError::Wraps { guest_phys_addr, len },
+            FileFault::TableFull => MemoryError::TableFull,
+            FileFault::System { call, errno } => MemoryError::System {
                 guest_phys_addr,
                 call,
                 errno,
-            }
-        };
-        let too_long = MemoryError::Wraps { guest_phys_addr, len };
-
-        // Whole pages, as huge pages need: the region is a part of the mapping.
-        let file_start = mmap_offset & !(page_len - 1);
-        let file_end = (mmap_offset + len)
-            .checked_next_multiple_of(page_len)
-            .ok_or(too_long.clone())?;
-        let delta = usize::try_from(mmap_offset - file_start).map_err(|_| too_long.clone())?;
-        let mapped_len = usize::try_from(file_end - file_start).map_err(|_| too_long)?;
-
-        let mapping = Mapping::new(&spec.file, file_start, mapped_len).map_err(|error| match error {
-            MapError::Mmap(errno) => system("mmap")(errno),
-            MapError::Guard(GuardError::Install(errno)) => system("sigaction")(errno),
-            MapError::Guard(GuardError::Full) => MemoryError::TableFull,
+            },
         })?;
         Ok(Self {
             guest_phys_addr,
             len,
             user_addr,
             delta,
-            mapping: Arc::new(mapping),
+            mapping,
         })
     }
 

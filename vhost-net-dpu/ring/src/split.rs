@@ -11,9 +11,12 @@ use vm_memory::VolatileMemoryError;
 
 use crate::{
     chain::Chain,
-    inflight::InFlight,
-    layout::{ConfigFault, FLAGS_OFFSET, IDX_OFFSET, Layout, RingConfig},
+    heads::Heads,
+    inflight_log::{InflightError, InflightLog, Journal, Recovered},
+    layout::{ConfigFault, FLAGS_OFFSET, IDX_OFFSET, Layout, RingConfig, USED_ENTRY_LEN, USED_RING_OFFSET},
+    log::RingLog,
     memory::GuestMemory,
+    sigbus,
     walk::{self, ChainFault},
 };
 
@@ -74,6 +77,19 @@ pub enum RingError {
         /// Which.
         head: u16,
     },
+    /// A chain was given back before one that was taken earlier, but the driver relies on the order.
+    #[error(
+        "the device gave back descriptor {head} before {due}, though it promised to keep the order: report this as a bug"
+    )]
+    OutOfOrder {
+        /// Which.
+        head: u16,
+        /// The one that is due.
+        due: u16,
+    },
+    /// What was in flight before cannot be known.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// Memory was taken away.
     #[error("host took memory of the guest away while it was in use: restart the VM")]
     MemoryVanished,
@@ -110,7 +126,14 @@ pub struct SplitRing {
     published_used: u16,
     /// The head taken at each entry of the available ring, for [`SplitRing::unpop`].
     taken: Box<[u16]>,
-    in_flight: InFlight,
+    /// Entries from `next_avail` on that are not read from the available ring, but in `taken` already: they were in
+    /// flight when the ring started.
+    replay_left: u16,
+    /// Chains taken from the available ring, without those given back by [`SplitRing::unpop`].
+    popped: u64,
+    in_flight: Heads,
+    journal: Option<Journal>,
+    log: Option<RingLog>,
     broken: Option<RingError>,
 }
 
@@ -131,9 +154,45 @@ impl SplitRing {
             next_used: used,
             published_used: used,
             taken: vec![0; usize::from(size)].into(),
-            in_flight: InFlight::new(size),
+            replay_left: 0,
+            popped: 0,
+            in_flight: Heads::new(size),
+            journal: None,
+            log: None,
             broken: None,
         })
+    }
+
+    /// The same with a log of what is in flight. If one was kept before, the ring goes on where that says, whatever
+    /// `config.next_avail` is: [`SplitRing::pop`] yields first what was in flight, oldest first, and then what comes
+    /// after it.
+    ///
+    /// # Errors
+    /// As for [`SplitRing::new`], and if the log cannot be that of this ring.
+    pub fn with_inflight(config: RingConfig, mem: Arc<GuestMemory>, log: InflightLog) -> Result<Self, RingError> {
+        let mut ring = Self::new(config, mem)?;
+        let Recovered { journal, heads } = log.recover(ring.layout.size, ring.next_used)?;
+        ring.journal = Some(journal);
+        let Some(heads) = heads else { return Ok(ring) };
+        // Each entry up to there was either given back or is in flight.
+        ring.next_avail = ring.next_used;
+        for head in heads {
+            let place = ring.layout.slot(ring.next_avail.wrapping_add(ring.replay_left));
+            // The heads differ and are below the size, so that there are no more than places.
+            ring.taken[place] = head;
+            ring.replay_left += 1;
+        }
+        ring.avail_idx = ring.next_avail();
+        Ok(ring)
+    }
+
+    /// Log writes to guest memory from now on, or no more. Everything written before a log is set must be known to the
+    /// front-end in another way, except for the used ring: all of it is marked.
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        if let Some(log) = &log {
+            log.mark_used(0, self.layout.used.len());
+        }
+        self.log = log;
     }
 
     /// The memory its chains are in.
@@ -157,7 +216,7 @@ impl SplitRing {
             return Ok(false);
         }
         match self.take(chain) {
-            Ok(taken) if !self.mem.poisoned() => Ok(taken),
+            Ok(taken) if !self.vanished() => Ok(taken),
             Ok(taken) => {
                 self.unpop(u16::from(taken));
                 Err(self.latch(RingError::MemoryVanished))
@@ -167,6 +226,9 @@ impl SplitRing {
     }
 
     fn take(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
+        if self.replay_left > 0 {
+            return self.replay(chain);
+        }
         if self.next_avail == self.avail_idx && !self.read_avail_idx()? {
             return Ok(false);
         }
@@ -183,8 +245,25 @@ impl SplitRing {
         if !self.in_flight.insert(head) && on(Check::HeadInFlight) {
             return Err(RingError::HeadInFlight { head });
         }
+        if let Some(journal) = &mut self.journal {
+            journal.take(head)?;
+        }
         self.taken[self.layout.slot(self.next_avail)] = head;
         self.next_avail = self.next_avail.wrapping_add(1);
+        self.popped += 1;
+        Ok(true)
+    }
+
+    /// Take a chain that was in flight when the ring started. The log has it already.
+    #[cold]
+    fn replay(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
+        let head = self.taken[self.layout.slot(self.next_avail)];
+        walk::walk(&self.layout, &self.mem, head, chain).map_err(|fault| RingError::Chain { head, fault })?;
+        if !self.in_flight.insert(head) && on(Check::HeadInFlight) {
+            return Err(RingError::HeadInFlight { head });
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.replay_left -= 1;
         Ok(true)
     }
 
@@ -209,21 +288,49 @@ impl SplitRing {
     pub fn unpop(&mut self, n: u16) {
         for _ in 0..n {
             let last = self.next_avail.wrapping_sub(1);
-            let held = self.in_flight.remove(self.taken[self.layout.slot(last)]);
+            let head = self.taken[self.layout.slot(last)];
+            let held = self.in_flight.remove(head);
             debug_assert!(held, "a chain that was pushed as used cannot be given back");
             self.next_avail = last;
+            match self.popped.checked_sub(1) {
+                Some(left) => {
+                    self.popped = left;
+                    let noted = self.journal.as_mut().map_or(Ok(()), |journal| journal.put_back(head));
+                    debug_assert!(noted.is_ok(), "heads are below the size, for which the log has room");
+                }
+                // It was in flight before the ring started, and still is.
+                None => self.replay_left += 1,
+            }
         }
     }
 
-    /// Stage a used entry: the chain at `head` is done and `len` bytes were written to it. The guest sees it after
+    /// Stage a used entry: `chain` is done and its first `len` writable bytes were written. The guest sees it after
     /// [`SplitRing::publish`].
     ///
     /// # Errors
-    /// [`RingError::NotInFlight`] if the device does not have this chain.
+    /// [`RingError::NotInFlight`] if the device does not have this chain, [`RingError::OutOfOrder`] if it has an older
+    /// one and the driver relies on the order.
     #[inline]
-    pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingError> {
+    pub fn push_used(&mut self, chain: &Chain, len: u32) -> Result<(), RingError> {
+        self.push_used_dirtying(chain, len, u64::from(len))
+    }
+
+    /// The same for a device that may have written more than it says: up to `dirtied_len` bytes, as in a read that
+    /// failed half way or a status behind a gap.
+    ///
+    /// # Errors
+    /// As for [`SplitRing::push_used`].
+    #[inline]
+    pub fn push_used_dirtying(&mut self, chain: &Chain, len: u32, dirtied_len: u64) -> Result<(), RingError> {
+        let head = chain.head();
+        if self.layout.in_order {
+            self.check_order(head)?;
+        }
         if !self.in_flight.remove(head) && on(Check::HeadInFlight) {
             return Err(RingError::NotInFlight { head });
+        }
+        if let Some(log) = &self.log {
+            log.mark_chain(chain, dirtied_len);
         }
         let entry = self.layout.used_entry(self.next_used);
         self.layout
@@ -231,6 +338,20 @@ impl SplitRing {
             .store(u32::from(head).to_le(), entry, Ordering::Relaxed)?;
         self.layout.used.store(len.to_le(), entry + 4, Ordering::Relaxed)?;
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(journal) = &mut self.journal {
+            journal.stage(head)?;
+        }
+        Ok(())
+    }
+
+    /// The driver of VIRTIO_F_IN_ORDER gets its chains back in the order in which it made them available
+    /// (virtio 1.3 §2.7.9).
+    fn check_order(&self, head: u16) -> Result<(), RingError> {
+        let oldest = self.next_avail.wrapping_sub(self.in_flight.count());
+        let due = self.taken[self.layout.slot(oldest)];
+        if head != due && self.in_flight.count() > 0 && on(Check::InOrder) {
+            return Err(RingError::OutOfOrder { head, due });
+        }
         Ok(())
     }
 
@@ -247,6 +368,12 @@ impl SplitRing {
         // Release: entries and the data they speak of are seen before the index.
         self.layout.used.store(new.to_le(), IDX_OFFSET, Ordering::Release)?;
         self.published_used = new;
+        if let Some(journal) = &mut self.journal {
+            journal.published(new)?;
+        }
+        if let Some(log) = &self.log {
+            self.mark_entries(log, old, new);
+        }
         // The index must be seen before we look at what the driver wants (virtio 1.3 §2.7.10).
         fence(Ordering::SeqCst);
         if self.layout.event_idx {
@@ -255,6 +382,17 @@ impl SplitRing {
         }
         let flags = u16::from_le(self.layout.avail.load(FLAGS_OFFSET, Ordering::Relaxed)?);
         Ok(flags & NO_INTERRUPT == 0)
+    }
+
+    /// Mark the used ring's own pages, after they were written.
+    #[cold]
+    fn mark_entries(&self, log: &RingLog, old: u16, new: u16) {
+        log.mark_used(0, USED_RING_OFFSET);
+        let mut index = old;
+        while index != new {
+            log.mark_used(self.layout.used_entry(index), USED_ENTRY_LEN);
+            index = index.wrapping_add(1);
+        }
     }
 
     /// Ask the driver for kicks, before going to sleep. True if chains are waiting already: do not sleep.
@@ -266,19 +404,24 @@ impl SplitRing {
             return Ok(false);
         }
         match self.ask_for_kicks() {
-            Ok(_) if self.mem.poisoned() => Err(self.latch(RingError::MemoryVanished)),
+            Ok(_) if self.vanished() => Err(self.latch(RingError::MemoryVanished)),
             Ok(waiting) => Ok(waiting),
             Err(error) => Err(self.latch(error)),
         }
     }
 
     fn ask_for_kicks(&mut self) -> Result<bool, RingError> {
+        let next_avail = self.next_avail();
         if self.layout.event_idx {
-            self.layout
-                .used
-                .store(self.next_avail.to_le(), self.layout.avail_event(), Ordering::Relaxed)?;
+            let at = self.layout.avail_event();
+            self.layout.used.store(next_avail.to_le(), at, Ordering::Relaxed)?;
+            self.mark_written(at);
         } else {
             self.layout.used.store(0u16, FLAGS_OFFSET, Ordering::Relaxed)?;
+            self.mark_written(FLAGS_OFFSET);
+        }
+        if self.replay_left > 0 {
+            return Ok(true);
         }
         // The wish must be seen before we look for what came in the meantime (virtio 1.3 §2.7.7.2 and §2.7.10).
         fence(Ordering::SeqCst);
@@ -295,12 +438,27 @@ impl SplitRing {
                 .used
                 .store(NO_NOTIFY.to_le(), FLAGS_OFFSET, Ordering::Relaxed);
             debug_assert!(stored.is_ok());
+            self.mark_written(FLAGS_OFFSET);
         }
     }
 
-    /// The entry of the available ring that is taken next: where another ring over the same memory goes on.
+    /// Two bytes of the used ring that are no entry were written.
+    fn mark_written(&self, offset: usize) {
+        if let Some(log) = &self.log {
+            log.mark_used(offset, 2);
+        }
+    }
+
+    /// The entry of the available ring that is read next: where another ring over the same memory goes on, once nothing
+    /// is in flight or to be replayed.
     pub fn next_avail(&self) -> u16 {
-        self.next_avail
+        self.next_avail.wrapping_add(self.replay_left)
+    }
+
+    /// Chains that were in flight when the ring started and were not popped since. A ring that is stopped for good, so
+    /// that only its index is passed on, must have none left.
+    pub fn to_replay(&self) -> u16 {
+        self.replay_left
     }
 
     /// Chains popped and not yet pushed as used.
@@ -318,10 +476,19 @@ impl SplitRing {
         self.latch(error);
     }
 
+    /// Did the host take memory away that the ring needs?
+    #[inline]
+    fn vanished(&self) -> bool {
+        sigbus::any_fault()
+            && (self.mem.poisoned()
+                || self.journal.as_ref().is_some_and(Journal::poisoned)
+                || self.log.as_ref().is_some_and(|log| log.log.poisoned()))
+    }
+
     #[cold]
     fn latch(&mut self, error: RingError) -> RingError {
         // What was read from memory that is gone is no fault of the guest.
-        let error = if self.mem.poisoned() {
+        let error = if self.vanished() {
             RingError::MemoryVanished
         } else {
             error

@@ -42,7 +42,7 @@ impl Rig {
         let mut chain = Chain::new();
         assert_eq!(self.ring.pop(&mut chain), Ok(true));
         chain.write_at(self.ring.memory(), 0, b"pong").unwrap();
-        self.ring.push_used(chain.head(), 4).unwrap();
+        self.ring.push_used(&chain, 4).unwrap();
         self.ring.publish().unwrap();
         assert_eq!(self.driver.used(), Some((added.head, 4)));
         assert_eq!(self.driver.read(added.writable[0].0, 4), b"pong");
@@ -624,7 +624,7 @@ fn a_long_legal_chain_passes() {
     rig.driver.publish();
     assert_eq!(rig.ring.pop(&mut chain), Ok(true));
     assert_eq!(chain.readable_len(), 8);
-    rig.ring.push_used(chain.head(), 0).unwrap();
+    rig.ring.push_used(&chain, 0).unwrap();
     rig.ring.publish().unwrap();
     rig.driver.used().unwrap();
     rig.driver.add_indirect(&buffers[..4], &buffers[4..]).unwrap();

@@ -1,6 +1,8 @@
 //! What a session needs of a device.
 
-use outboard_ring::{CallFd, KickFd, RingError, SplitRing};
+use outboard_ring::{CallFd, KickFd, RingError, RingLog, SplitRing};
+
+use crate::backend::BackendChannel;
 
 /// What a queue runs on.
 #[derive(Debug)]
@@ -13,6 +15,9 @@ pub struct QueueResources {
     pub call: Option<CallFd>,
     /// The virtio features that were negotiated.
     pub features: u64,
+    /// How writes to guest memory are logged. The ring was given it already; it is for devices that write guest memory
+    /// without the ring.
+    pub log: Option<RingLog>,
 }
 
 /// Why a device could not do what a session asked.
@@ -102,6 +107,27 @@ pub trait Device: Send {
     /// # Errors
     /// It cannot. The session ends.
     fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError>;
+    /// Log the writes of a running queue in this way from now on, or not at all. The queue runs on as it was.
+    ///
+    /// # Errors
+    /// It cannot. The session ends.
+    fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError>;
+    /// Does the device finish requests out of order, so that a front-end should keep a log of what is in flight?
+    fn inflight(&self) -> bool;
+    /// Go back to how the device was at the beginning of the session. All queues were stopped before.
+    ///
+    /// # Errors
+    /// It cannot. The session ends.
+    fn reset(&mut self) -> Result<(), DeviceError>;
+    /// Does the device want to know the guest's MTU?
+    fn takes_mtu(&self) -> bool;
+    /// The VMM told the guest this MTU.
+    ///
+    /// # Errors
+    /// It is none that the device can keep to. The session goes on.
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError>;
+    /// Tell the front-end by this channel when config space changes, or no more. Only devices with config space get one.
+    fn set_backend_channel(&mut self, channel: Option<BackendChannel>);
     /// The session is over. All queues were stopped before.
     fn closed(&mut self);
 }

@@ -19,6 +19,7 @@
 //! place of a kick descriptor.
 #![forbid(unsafe_code)]
 
+mod backend;
 mod device;
 mod error;
 mod frame;
@@ -28,6 +29,7 @@ mod session;
 
 use std::os::unix::net::UnixStream;
 
+pub use backend::{BackendChannel, NoChannel};
 pub use device::{Device, DeviceError, QueueResources};
 pub use error::{SessionEnd, SessionError};
 

@@ -390,6 +390,7 @@ impl<'a> Session<'a> {
             kick: Some(kick.clone()),
             call: queue.call.clone(),
             features,
+            log: None,
         };
         self.device.start_queue(index, resources)?;
         self.queue(index).running = true;

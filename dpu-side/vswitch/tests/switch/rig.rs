@@ -151,6 +151,7 @@ pub fn resources(driver: &Driver, memory: &std::sync::Arc<GuestMemory>, features
         kick,
         call,
         features,
+        log: None,
     }
 }
 

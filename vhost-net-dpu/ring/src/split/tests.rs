@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::*;
-use crate::driver::{Driver, GuestRam};
+use crate::driver::{Driver, GuestRam, chain_of};
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -23,7 +23,7 @@ fn round(driver: &mut Driver, ring: &mut SplitRing) {
     assert_eq!(ring.pop(&mut chain), Ok(true));
     assert_eq!(driver.read_segments(chain.readable()), b"request");
     chain.write_at(ring.memory(), 0, b"answer").unwrap();
-    ring.push_used(chain.head(), 6).unwrap();
+    ring.push_used(&chain, 6).unwrap();
     assert_eq!(ring.publish(), Ok(true));
     assert_eq!(driver.used(), Some((added.head, 6)));
     assert_eq!(driver.read(added.writable[0].0, 6), b"answer");
@@ -82,7 +82,7 @@ fn used_entries_show_only_when_published_and_out_of_order_is_fine() {
     }
     assert_eq!(ring.in_flight(), 4);
     for &head in heads.iter().rev() {
-        ring.push_used(head, 0).unwrap();
+        ring.push_used(&chain_of(head), 0).unwrap();
     }
     assert_eq!((ring.in_flight(), driver.published_used()), (0, 0));
     assert_eq!(ring.publish(), Ok(true));
@@ -101,7 +101,7 @@ fn what_is_given_back_unused_is_popped_again() {
     ring.unpop(3);
     assert_eq!((ring.next_avail(), ring.in_flight()), (1, 1));
     assert_eq!(
-        ring.push_used(heads[3], 0),
+        ring.push_used(&chain_of(heads[3]), 0),
         Err(RingError::NotInFlight { head: heads[3] })
     );
     let again: Vec<u16> = std::iter::from_fn(|| ring.pop(&mut chain).unwrap().then(|| chain.head())).collect();
@@ -117,7 +117,7 @@ fn calls_are_wanted_unless_the_driver_says_otherwise() {
         driver.publish();
         let mut chain = Chain::new();
         assert!(ring.pop(&mut chain).unwrap());
-        ring.push_used(chain.head(), 0).unwrap();
+        ring.push_used(&chain, 0).unwrap();
         ring.publish().unwrap()
     };
     assert!(!use_one(&mut driver, &mut ring));
@@ -135,7 +135,7 @@ fn with_event_idx_calls_and_kicks_come_when_the_index_is_passed() {
         driver.publish();
         let mut chain = Chain::new();
         assert!(ring.pop(&mut chain).unwrap());
-        ring.push_used(chain.head(), 0).unwrap();
+        ring.push_used(&chain, 0).unwrap();
         wanted.push(ring.publish().unwrap());
     }
     assert_eq!(wanted, [false, false, true, false]);
@@ -215,7 +215,7 @@ fn a_ring_that_the_device_failed_still_takes_back_what_is_in_flight() {
     ring.fail(error.clone());
     ring.fail(RingError::Access);
     assert_eq!((ring.pop(&mut chain), ring.broken()), (Ok(false), Some(&error)));
-    ring.push_used(head, 0).unwrap();
+    ring.push_used(&chain_of(head), 0).unwrap();
     assert_eq!(ring.publish(), Ok(true));
     assert_eq!(driver.used(), Some((head, 0)));
 }
@@ -242,7 +242,7 @@ proptest! {
             let seen = |segments: &[crate::Segment]| segments.iter().map(|s| (s.addr, s.len)).collect::<Vec<_>>();
             prop_assert_eq!(seen(chain.readable()), from.to_vec());
             prop_assert_eq!(seen(chain.writable()), to.to_vec());
-            ring.push_used(head, 1).unwrap();
+            ring.push_used(&chain_of(head), 1).unwrap();
             ring.publish().unwrap();
             prop_assert_eq!(driver.used(), Some((head, 1)));
         }

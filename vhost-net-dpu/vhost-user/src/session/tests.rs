@@ -1,11 +1,12 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
+use outboard_ring::RingLog;
 use outboard_ring::driver::{GuestRam, RAM_START, USER_OFFSET};
 use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
-use crate::{device::DeviceError, frame::Frame};
+use crate::{backend::BackendChannel, device::DeviceError, frame::Frame};
 
 /// Holds its queues and checks that it is used as promised.
 #[derive(Default)]
@@ -57,6 +58,30 @@ impl Device for Strict {
         self.running.get_mut(&index).expect("it runs").call = call;
         Ok(())
     }
+
+    fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        self.running.get_mut(&index).expect("it runs").ring.set_log(log);
+        Ok(())
+    }
+
+    fn inflight(&self) -> bool {
+        true
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        assert!(self.running.is_empty());
+        Ok(())
+    }
+
+    fn takes_mtu(&self) -> bool {
+        true
+    }
+
+    fn set_mtu(&mut self, _mtu: u16) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn set_backend_channel(&mut self, _channel: Option<BackendChannel>) {}
 
     fn closed(&mut self) {
         assert!(self.running.is_empty());

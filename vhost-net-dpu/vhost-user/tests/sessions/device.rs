@@ -5,8 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use outboard_ring::{CallFd, Chain, RingError};
-use outboard_vhost_user::{Device, DeviceError, QueueResources};
+use outboard_ring::{CallFd, Chain, RingError, RingLog};
+use outboard_vhost_user::{BackendChannel, Device, DeviceError, QueueResources};
 
 pub const QUEUE_COUNT: u16 = 4;
 pub const QUEUE_SIZE_MAX: u16 = 256;
@@ -24,6 +24,7 @@ pub struct Seen {
     /// Each start, stop and change of a call, in order.
     pub events: Vec<String>,
     pub written_config: Vec<(u32, Vec<u8>)>,
+    pub channel: Option<BackendChannel>,
     pub closed: bool,
 }
 
@@ -44,7 +45,7 @@ impl Log {
         let mut count = 0;
         while queue.ring.pop(&mut chain)? {
             chain.write_at(queue.ring.memory(), 0, b"pong").unwrap();
-            queue.ring.push_used(chain.head(), 4)?;
+            queue.ring.push_used(&chain, 4)?;
             count += 1;
         }
         queue.ring.publish()?;
@@ -117,6 +118,45 @@ impl Device for Echo {
             .ok_or(DeviceError::QueueStopped { index })?;
         queue.call = call;
         Ok(())
+    }
+
+    fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
+        let mut seen = self.log.seen();
+        let event = if log.is_some() { "log" } else { "no log" };
+        seen.events.push(format!("{event} {index}"));
+        let queue = seen
+            .running
+            .get_mut(&index)
+            .ok_or(DeviceError::QueueStopped { index })?;
+        queue.ring.set_log(log);
+        Ok(())
+    }
+
+    fn inflight(&self) -> bool {
+        self.has_config
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        let mut seen = self.log.seen();
+        assert!(seen.running.is_empty(), "all queues are stopped before");
+        seen.events.push("reset".to_owned());
+        Ok(())
+    }
+
+    fn takes_mtu(&self) -> bool {
+        true
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
+        if mtu < 68 {
+            return Err(DeviceError::ConfigNotWritable { offset: 0, len: 2 });
+        }
+        self.log.seen().events.push(format!("mtu {mtu}"));
+        Ok(())
+    }
+
+    fn set_backend_channel(&mut self, channel: Option<BackendChannel>) {
+        self.log.seen().channel = channel;
     }
 
     fn closed(&mut self) {

@@ -2,12 +2,12 @@
 
 /// One bit a head.
 #[derive(Debug)]
-pub(crate) struct InFlight {
+pub(crate) struct Heads {
     bits: Box<[u64]>,
     count: u16,
 }
 
-impl InFlight {
+impl Heads {
     pub(crate) fn new(size: u16) -> Self {
         Self {
             bits: vec![0; usize::from(size).div_ceil(64)].into(),
