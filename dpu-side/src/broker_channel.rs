@@ -22,10 +22,10 @@ use tokio::{
 
 use crate::{
     broker_stream::{self, CONNECT_TIMEOUT, Receiver, Sender, StreamError},
-    enforcement::Message,
     error::Failure,
     gate::Gate,
     identity::{Identity, enrol_again},
+    message::Message,
     tls::{self, Rejection},
 };
 

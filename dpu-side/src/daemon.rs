@@ -21,15 +21,16 @@ use crate::{
     clock,
     config::Config,
     datapath::Datapath,
-    enforcement::{self, Enforcement, Message, Parts},
+    enforcement::{Enforcement, Parts},
     error::Failure,
     gate::Gate,
     identity::Identity,
     link::{Host, LinkServer, Links, Settings},
+    message::{self, Message},
+    opener::Opener,
     sessions::Sessions,
     state_file::{Damage, Loaded, StateFile},
     telemetry,
-    volumes::Opener,
 };
 
 /// A running daemon.
@@ -57,7 +58,7 @@ impl Daemon {
             ..CardRecord::default()
         });
         let (core, effects) = CardCore::start(identity.card.clone(), Some(record), clock::now());
-        let (messages, inbox) = enforcement::channel();
+        let (messages, inbox) = message::channel();
         let (end, ended) = watch::channel(None);
         let worker = start_worker(config, &messages, end.clone())?;
         let gate = Gate::new(core.desired(), worker.clone());
@@ -68,7 +69,7 @@ impl Daemon {
             worker: worker.clone(),
             gate: gate.clone(),
             disk: Box::new(state_file),
-            opener: Opener::new(config.volume_dir.clone(), config.limits.memory_volume_bytes),
+            opener: start_opener(config, &messages),
             sessions: Sessions::new(config.limits.sessions, worker.clone(), messages.clone()),
             links: Arc::clone(&links),
             outbox: outbox.clone(),
@@ -263,6 +264,16 @@ fn start_worker(
     });
     watching.map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
     Ok(worker)
+}
+
+fn start_opener(config: &Config, messages: &SyncSender<Message>) -> Opener {
+    let messages = messages.clone();
+    Opener::new(
+        config.volume_dir.clone(),
+        config.limits.memory_volume_bytes,
+        // The enforcement ends only with the process.
+        move |done| drop(messages.send(Message::Volume(Box::new(done)))),
+    )
 }
 
 fn link_settings(config: &Config, identity: &Identity) -> Settings {

@@ -14,7 +14,7 @@ use outboard_vhost_user::{DeviceError, QueueResources};
 use outboard_vswitch::{PortCounters, PortPolicy, Switch};
 use vhost_blk_dpu::BlkUnit;
 
-use crate::{enforcement::Message, telemetry::VolumeTotals};
+use crate::{message::Message, volume_totals::VolumeTotals};
 
 /// The descriptors of a running queue.
 struct Wire {
@@ -27,9 +27,18 @@ struct Wire {
 
 /// A volume that is set up.
 struct Volume {
-    unit: BlkUnit,
+    unit: Box<BlkUnit>,
     /// Its binding may exchange data. Once shut, a unit stays shut: its binding has ended.
     open: bool,
+}
+
+/// Counters of everything that is set up.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Ports.
+    pub ports: Vec<PortCounters>,
+    /// Volumes.
+    pub volumes: Vec<(Name, VolumeTotals)>,
 }
 
 /// The datapath of one worker. Its methods run on the worker.
@@ -96,16 +105,21 @@ impl Datapath {
     }
 
     /// Sets a volume up; until it is opened, no queue of it starts.
-    pub fn add_volume(&mut self, name: Name, unit: BlkUnit, io: &mut Io) -> io::Result<()> {
-        for fd in unit.wake_fds() {
-            io.watch(fd)?;
+    ///
+    /// # Errors
+    /// The kernel takes no more descriptors to wait for. The unit comes back, to be dropped elsewhere.
+    pub fn add_volume(&mut self, name: Name, unit: Box<BlkUnit>, io: &mut Io) -> Result<(), (io::Error, Box<BlkUnit>)> {
+        let watched = unit.wake_fds().into_iter().try_for_each(|fd| io.watch(fd));
+        if let Err(e) = watched {
+            unit.wake_fds().into_iter().for_each(|fd| io.unwatch(fd));
+            return Err((e, unit));
         }
         self.volumes.insert(name, Volume { unit, open: false });
         Ok(())
     }
 
     /// Takes a volume down; the caller drops it elsewhere, since closing a file may take long.
-    pub fn remove_volume(&mut self, name: &Name, io: &mut Io) -> Option<BlkUnit> {
+    pub fn remove_volume(&mut self, name: &Name, io: &mut Io) -> Option<Box<BlkUnit>> {
         let unit = self.volumes.remove(name)?.unit;
         unit.wake_fds().into_iter().for_each(|fd| io.unwatch(fd));
         self.former.entry(name.clone()).or_default().add(&unit.counters());
@@ -200,14 +214,25 @@ impl Datapath {
         Ok(())
     }
 
-    /// Counters of everything that is set up.
-    pub fn counters(&self) -> (Vec<PortCounters>, Vec<(Name, VolumeTotals)>) {
-        let volumes = self.volumes.iter().map(|(name, volume)| {
+    /// Writes the counters of everything that is set up over those of an earlier time. Allocates only where a port or
+    /// volume has come or gone since.
+    pub fn count(&self, counters: &mut Counters) {
+        self.switch.counters_into(&mut counters.ports);
+        let volumes = &mut counters.volumes;
+        volumes.truncate(self.volumes.len());
+        for (at, (name, volume)) in self.volumes.iter().enumerate() {
             let mut totals = self.former.get(name).copied().unwrap_or_default();
             totals.add(&volume.unit.counters());
-            (name.clone(), totals)
-        });
-        (self.switch.counters(), volumes.collect())
+            match volumes.get_mut(at) {
+                Some((former, counted)) => {
+                    if former != name {
+                        former.clone_from(name);
+                    }
+                    *counted = totals;
+                }
+                None => volumes.push((name.clone(), totals)),
+            }
+        }
     }
 
     fn open_volume(&mut self, object: &ObjectRef) -> Result<&mut BlkUnit, DeviceError> {

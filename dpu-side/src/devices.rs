@@ -10,7 +10,7 @@ use outboard_protocol::{
 use outboard_ring::{CallFd, RingLog};
 use outboard_vhost_user::{BackendChannel, Device, DeviceError, QueueResources};
 
-use crate::{datapath::Datapath, enforcement::Message};
+use crate::{datapath::Datapath, message::Message};
 
 /// The device of one session. It reports when its rings run and when they stopped.
 pub struct SessionDevice {

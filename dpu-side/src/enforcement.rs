@@ -1,14 +1,14 @@
 //! The one thread that decides: it feeds what happens to the pure core and does what the core says, in its order.
 //!
-//! Everything that waits for a disk waits here, one thing after the other; silence does not come through here but
-//! through the [`Gate`].
+//! What makes the core's own record durable waits here, one thing after the other; silence does not come through here
+//! but through the [`Gate`], and volumes are opened elsewhere, by the [`Opener`].
 
 use std::{
     collections::VecDeque,
     os::unix::net::UnixStream,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender},
     },
     time::{Duration, Instant},
 };
@@ -24,6 +24,7 @@ use outboard_protocol::{
     refusal::{Code, Refusal},
 };
 use outboard_vswitch::PortPolicy;
+use vhost_blk_dpu::BlkUnit;
 
 use crate::{
     broker_channel::Outbox,
@@ -31,43 +32,17 @@ use crate::{
     datapath::Datapath,
     gate::Gate,
     link::Links,
-    locked::{self, Locked},
+    locked::{self, Found, Locked},
+    message::Message,
+    opener::{Done, Opener, Outcome},
     sessions::Sessions,
-    volumes::{Opener, Unavailable},
+    volumes::Unavailable,
 };
 
-/// Messages that may wait; a sender beyond that waits itself.
-pub const MESSAGES_MAX: usize = 1024;
 /// How often the core is told the time.
 const TICK: Duration = Duration::from_secs(1);
 /// Longest wait for sessions to end when the daemon stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What happens to the DPU.
-pub enum Message {
-    /// From the broker's channel.
-    Broker(Input),
-    /// A host's request, with the socket that came along, and where the answer goes.
-    Host {
-        /// The request.
-        input: Input,
-        /// For [`Input::Connect`].
-        stream: Option<UnixStream>,
-        /// Gets exactly one answer.
-        reply: SyncSender<Reply>,
-    },
-    /// From a session.
-    Datapath(Input),
-    /// A host made a guest's call descriptor block.
-    CallBroken {
-        /// The device.
-        object: ObjectRef,
-        /// Its queue.
-        queue: u16,
-    },
-    /// Close all sessions and end.
-    Stop,
-}
 
 /// Where the core's records go. A trait so that tests can have a slow or broken disk.
 pub trait Disk: Send {
@@ -181,6 +156,12 @@ impl Enforcement {
                     self.parts.sessions.closed(*session);
                 }
                 self.handle(input, Origin::default(), now);
+            }
+            Message::Volume(done) => {
+                if let Err(WorkerGone) = self.volume_done(*done) {
+                    // The daemon ends.
+                    return;
+                }
             }
             Message::CallBroken { object, queue } => {
                 tracing::error!(
@@ -332,43 +313,110 @@ impl Enforcement {
     fn prepare(&mut self, object: ObjectRef, generation: Generation) -> Result<(), WorkerGone> {
         let ready = match object.kind {
             // Its policy was configured just before.
-            ObjectKind::Port => Ok(()),
-            ObjectKind::Volume => match self.prepare_volume(&object)? {
-                Err(Unavailable::Locked(refusal)) => {
-                    self.note_locked(object, generation, refusal);
-                    return Ok(());
-                }
-                Err(Unavailable::Failed(refusal)) => {
-                    self.locked.forget(&object);
-                    Err(refusal)
-                }
-                Ok(()) => {
-                    self.locked.forget(&object);
-                    Ok(())
-                }
-            },
-        };
-        self.followed.push_back(match ready {
-            Ok(()) => Input::Prepared { object, generation },
-            Err(error) => {
-                tracing::error!("{error}");
-                Input::Fault {
-                    object,
-                    generation,
-                    error,
-                }
+            ObjectKind::Port => true,
+            ObjectKind::Volume => {
+                let name = object.name.clone();
+                self.parts.worker.call(move |datapath, _| datapath.has_volume(&name))?
             }
-        });
+        };
+        if ready {
+            self.followed.push_back(Input::Prepared { object, generation });
+            return Ok(());
+        }
+        // Answered by its result. If it takes very long, the operator hears of it meanwhile.
+        let begun = match self.core.desired().volume(&object.name) {
+            Some(volume) => self.parts.opener.open(generation, volume, Instant::now()),
+            None => Err(not_granted(&object)),
+        };
+        if let Err(error) = begun {
+            self.fault(object, generation, error);
+        }
         Ok(())
     }
 
-    /// The binding stays as it is, with an error for the operator to see; hosts are told to try again.
-    fn note_locked(&mut self, object: ObjectRef, generation: Generation, error: Refusal) {
-        if self.locked.found(&object, generation, Instant::now()) {
-            tracing::warn!(
-                "{error}; trying again for {} s, in case a daemon that was killed is still writing",
-                locked::PATIENCE.as_secs()
-            );
+    fn fault(&mut self, object: ObjectRef, generation: Generation, error: Refusal) {
+        tracing::error!("{error}");
+        self.followed.push_back(Input::Fault {
+            object,
+            generation,
+            error,
+        });
+    }
+
+    /// A volume was opened, or could not be, or was closed.
+    fn volume_done(&mut self, done: Done) -> Result<(), WorkerGone> {
+        self.parts.opener.finished(&done);
+        let Done { name, outcome } = done;
+        let Outcome::Opened {
+            generation,
+            volume,
+            result,
+        } = outcome
+        else {
+            return Ok(());
+        };
+        let object = ObjectRef {
+            kind: ObjectKind::Volume,
+            name,
+        };
+        let is_its = |b: &Binding| b.generation == generation && b.state.is_live();
+        let wanted = self.core.binding(&object).is_some_and(is_its);
+        let as_desired = self.core.desired().volume(&object.name) == Some(&volume);
+        match result {
+            Ok(unit) if wanted && as_desired => self.set_up(object, generation, unit),
+            Ok(unit) => {
+                self.parts.opener.close(&object.name, unit);
+                if wanted {
+                    self.prepare(object, generation)
+                } else {
+                    Ok(())
+                }
+            }
+            Err(_) if !wanted => Ok(()),
+            Err(Unavailable::Locked(error)) => {
+                self.note_locked(object, generation, error);
+                Ok(())
+            }
+            Err(Unavailable::Failed(error)) => {
+                self.locked.forget(&object);
+                self.fault(object, generation, error);
+                Ok(())
+            }
+        }
+    }
+
+    fn set_up(&mut self, object: ObjectRef, generation: Generation, unit: Box<BlkUnit>) -> Result<(), WorkerGone> {
+        self.locked.forget(&object);
+        let name = object.name.clone();
+        let added = self
+            .parts
+            .worker
+            .call(move |datapath, io| datapath.add_volume(name, unit, io))?;
+        match added {
+            Ok(()) => self.followed.push_back(Input::Prepared { object, generation }),
+            Err((e, unit)) => {
+                self.parts.opener.close(&object.name, unit);
+                let text = format!("{object}: {e}: raise the DPU's limit on open files (ulimit -n)");
+                self.fault(object, generation, Refusal::new(Code::Unavailable, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// The binding stays as it is, with an error for the operator to see; hosts are told to try again, and at first that
+    /// it will be a moment only.
+    fn note_locked(&mut self, object: ObjectRef, generation: Generation, mut error: Refusal) {
+        let found = self.locked.found(&object, generation, Instant::now());
+        let patience_s = locked::PATIENCE.as_secs();
+        match found {
+            Found::First => tracing::warn!(
+                "{error}; trying again for {patience_s} s, in case a daemon that was killed is still writing"
+            ),
+            Found::Again => {}
+            Found::Kept => tracing::error!("{error}; it has been for {patience_s} s"),
+        }
+        if found != Found::Kept {
+            error.code = Code::Busy;
         }
         self.followed.push_back(Input::Fault {
             object,
@@ -390,30 +438,6 @@ impl Enforcement {
         self.follow(clock::now());
     }
 
-    fn prepare_volume(&mut self, object: &ObjectRef) -> Result<Result<(), Unavailable>, WorkerGone> {
-        let name = object.name.clone();
-        let asked = name.clone();
-        if self.parts.worker.call(move |datapath, _| datapath.has_volume(&asked))? {
-            return Ok(Ok(()));
-        }
-        let Some(volume) = self.core.desired().volume(&name) else {
-            return Ok(Err(Unavailable::Failed(not_granted(object))));
-        };
-        let unit = match self.parts.opener.open(volume) {
-            Ok(unit) => unit,
-            Err(unavailable) => return Ok(Err(unavailable)),
-        };
-        let added = self
-            .parts
-            .worker
-            .call(move |datapath, io| datapath.add_volume(name, unit, io))?;
-        Ok(added.map_err(|e| {
-            self.parts.opener.closed(&object.name);
-            let text = format!("{object}: {e}: raise the DPU's limit on open files");
-            Unavailable::Failed(Refusal::new(Code::Unavailable, text))
-        }))
-    }
-
     fn open(&mut self, object: &ObjectRef) -> Result<(), WorkerGone> {
         if let Some(binding) = self.core.binding(object) {
             self.parts.gate.open(object, binding.fence(), &binding.host)?;
@@ -424,13 +448,14 @@ impl Enforcement {
     fn tear_down(&mut self, object: &ObjectRef) -> Result<(), WorkerGone> {
         if object.kind == ObjectKind::Volume {
             let name = object.name.clone();
-            // Dropped here: closing a file may take long, and the worker has no time.
-            drop(
-                self.parts
-                    .worker
-                    .call(move |datapath, io| datapath.remove_volume(&name, io))?,
-            );
-            self.parts.opener.closed(&object.name);
+            let unit = self
+                .parts
+                .worker
+                .call(move |datapath, io| datapath.remove_volume(&name, io))?;
+            match unit {
+                Some(unit) => self.parts.opener.close(&object.name, unit),
+                None => self.parts.opener.cancel(&object.name),
+            }
             self.locked.forget(object);
         }
         Ok(())
@@ -468,9 +493,4 @@ fn policy(port: &Port) -> PortPolicy {
 fn answer(to: &SyncSender<Reply>, reply: Reply) {
     // The host may have gone meanwhile.
     let _ = to.try_send(reply);
-}
-
-/// The channel to the enforcement.
-pub fn channel() -> (SyncSender<Message>, Receiver<Message>) {
-    sync_channel(MESSAGES_MAX)
 }

@@ -16,7 +16,7 @@ use outboard_protocol::{
 };
 use outboard_vhost_user::{Device, SessionEnd, serve};
 
-use crate::{datapath::Datapath, devices::SessionDevice, enforcement::Message};
+use crate::{datapath::Datapath, devices::SessionDevice, message::Message};
 
 /// The sessions that are open.
 pub struct Sessions {

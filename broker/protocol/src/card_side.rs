@@ -6,7 +6,7 @@
 //! that follows it: put back a clone of the core made before the input, refuse the request or drop the connection it
 //! came from, and what was asked will be asked again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     binding::{self, Binding, Event, Fence, Now, State, not_granted, unavailable},
@@ -213,16 +213,16 @@ struct Held {
     runtime: Runtime,
 }
 
-/// The card's state.
+/// The card's state. Cloning it costs little: a clone shares what does not change after it.
 #[derive(Debug, Clone)]
 pub struct CardCore {
     card: Name,
     dpu_epoch: BootEpoch,
-    desired: DesiredState,
-    held: BTreeMap<ObjectRef, Held>,
-    high_water: HighWater,
+    desired: Arc<DesiredState>,
+    held: Arc<BTreeMap<ObjectRef, Held>>,
+    high_water: Arc<HighWater>,
     host_epochs: BTreeMap<Name, BootEpoch>,
-    operations: Table,
+    operations: Arc<Table>,
     sessions_opened: u64,
     inventories_sent: u64,
 }
@@ -239,24 +239,23 @@ impl CardCore {
         let mut core = Self {
             card,
             dpu_epoch: record.dpu_epoch.next().max(BootEpoch(now.unix_s)),
-            desired: record.desired,
-            held: BTreeMap::new(),
-            high_water: record.high_water,
+            desired: Arc::new(record.desired),
+            held: Arc::default(),
+            high_water: Arc::new(record.high_water),
             host_epochs: record.host_epochs.into_iter().collect(),
-            operations: Table::load(record.operations, OPERATIONS_MAX),
+            operations: Arc::new(Table::load(record.operations, OPERATIONS_MAX)),
             sessions_opened: 0,
             inventories_sent: 0,
         };
+        let held = Arc::make_mut(&mut core.held);
         for mut binding in record.bindings {
             binding.since_ms = now.monotonic_ms;
             if binding.state == State::Active {
                 binding.state = State::Attached;
             }
-            let held = Held {
-                binding,
-                runtime: Runtime::default(),
-            };
-            core.held.insert(held.binding.object.clone(), held);
+            let object = binding.object.clone();
+            let runtime = Runtime::default();
+            held.insert(object, Held { binding, runtime });
         }
         let mut out = Outbox::default();
         out.persist = true;
@@ -388,20 +387,35 @@ impl CardCore {
 
     /// Runs one event on the binding of `object` and notes what has to be done.
     fn step(&mut self, object: &ObjectRef, event: &Event, out: &mut Outbox, now: Now) -> Result<(), Refusal> {
-        let held = self.held.get_mut(object).ok_or_else(|| not_granted(object))?;
+        let held = self.held.get(object).ok_or_else(|| not_granted(object))?;
         let (next, effects) = binding::step(&held.binding, event, now)?;
         for effect in effects {
             out.note(effect, &next, held.runtime.session);
         }
-        if next.state == State::Released {
-            held.runtime.ready = false;
+        if next == held.binding {
+            return Ok(());
         }
-        held.binding = next;
+        if let Some(held) = self.held_mut(object) {
+            if next.state == State::Released {
+                held.runtime.ready = false;
+            }
+            held.binding = next;
+        }
         Ok(())
     }
 
+    /// A binding that is about to change. Not to be asked for without need: a clone that was made before parts company
+    /// with this one here.
+    fn held_mut(&mut self, object: &ObjectRef) -> Option<&mut Held> {
+        if self.held.contains_key(object) {
+            Arc::make_mut(&mut self.held).get_mut(object)
+        } else {
+            None
+        }
+    }
+
     fn ask_to_prepare(&mut self, object: &ObjectRef, out: &mut Outbox, now: Now) {
-        if let Some(held) = self.held.get_mut(object) {
+        if let Some(held) = self.held_mut(object) {
             held.runtime.prepare_asked_ms = now.monotonic_ms;
             out.prepare.push(Effect::Prepare {
                 object: object.clone(),
@@ -411,7 +425,7 @@ impl CardCore {
     }
 
     fn prepared(&mut self, object: &ObjectRef, generation: Generation, out: &mut Outbox, now: Now) {
-        let Some(held) = self.held.get_mut(object).filter(|h| h.binding.generation == generation) else {
+        let Some(held) = self.held_mut(object).filter(|h| h.binding.generation == generation) else {
             return;
         };
         let event = Event::Prepared(held.binding.fence());
@@ -422,7 +436,7 @@ impl CardCore {
     }
 
     fn fault(&mut self, object: &ObjectRef, generation: Generation, error: Refusal, out: &mut Outbox, now: Now) {
-        let Some(held) = self.held.get_mut(object).filter(|h| h.binding.generation == generation) else {
+        let Some(held) = self.held_mut(object).filter(|h| h.binding.generation == generation) else {
             return;
         };
         let repeated = held.binding.error.as_ref() == Some(&error) && !held.runtime.ready;
@@ -444,34 +458,43 @@ impl CardCore {
 
     fn session_closed(&mut self, session: SessionId, out: &mut Outbox, now: Now) {
         self.rings(session, Event::RingsStopped, out, now);
-        if let Some(held) = self.held.values_mut().find(|h| h.runtime.session == Some(session)) {
+        if let Some(object) = self.session_object(session).cloned()
+            && let Some(held) = self.held_mut(&object)
+        {
             held.runtime.session = None;
         }
     }
 
     fn tick(&mut self, out: &mut Outbox, now: Now) {
-        self.operations.sweep(now.unix_s);
+        if self.operations.has_old(now.unix_s) {
+            Arc::make_mut(&mut self.operations).sweep(now.unix_s);
+        }
         for object in self.held.keys().cloned().collect::<Vec<_>>() {
             for event in [Event::GrantExpired, Event::DrainTimeout] {
                 let _ = self.step(&object, &event, out, now);
             }
-            let waits = |h: &&mut Held| {
+            let waits = |h: &&Held| {
                 let due = now.monotonic_ms.saturating_sub(h.runtime.prepare_asked_ms) >= PREPARE_RETRY_MS;
                 h.binding.state.is_live() && !h.runtime.ready && h.runtime.session.is_none() && due
             };
-            if self.held.get_mut(&object).filter(waits).is_some() {
+            if self.held.get(&object).filter(waits).is_some() {
                 self.ask_to_prepare(&object, out, now);
             }
         }
     }
 }
 
-/// Refuses what needs a device while there is none.
+/// Refuses what needs a device while there is none. One that is being set up, or whose file is still locked by a daemon
+/// that was killed, is there in a moment: then the code is [`Code::Busy`], on which a host asks again at once.
 fn check_ready(held: &Held) -> Result<(), Refusal> {
-    if held.runtime.ready {
-        Ok(())
-    } else {
-        Err(unavailable(&held.binding.object))
+    let Held { binding, runtime } = held;
+    match &binding.error {
+        _ if runtime.ready => Ok(()),
+        Some(error) if error.code != Code::Busy => Err(unavailable(&binding.object)),
+        _ => {
+            let text = format!("{} is being set up: try again in a moment", binding.object);
+            Err(Refusal::new(Code::Busy, text))
+        }
     }
 }
 

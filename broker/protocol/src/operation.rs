@@ -128,6 +128,14 @@ impl Table {
         self.shrink();
     }
 
+    /// Whether [`Table::sweep`] would forget anything.
+    pub fn has_old(&self, now_unix_s: u64) -> bool {
+        let forgets = |e: &Entry| {
+            e.is_older(ID_KEPT_S, now_unix_s) || (e.is_older(RESULT_KEPT_S, now_unix_s) && !e.result.is_empty())
+        };
+        self.entries.values().any(forgets)
+    }
+
     /// Forgets results and ids whose time is over. A clock that was set back forgets nothing too early.
     pub fn sweep(&mut self, now_unix_s: u64) {
         self.entries.retain(|_, e| !e.is_older(ID_KEPT_S, now_unix_s));

@@ -41,7 +41,7 @@ pub enum Code {
     /// The object cannot be served: its backing is missing, too small or failed.
     #[n(9)]
     Unavailable,
-    /// The object has a session already.
+    /// The object has a session already, or is being set up and there in a moment: ask again soon.
     #[n(10)]
     Busy,
 }

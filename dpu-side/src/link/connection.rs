@@ -27,7 +27,7 @@ use super::{
     Links,
     packet::{self, Packet},
 };
-use crate::{enforcement::Message, pace::Pace};
+use crate::{message::Message, pace::Pace};
 
 /// Longest time until the first message, and for the host to take one.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);

@@ -26,7 +26,7 @@ use super::{
     Host, Links,
     connection::{Connection, PATIENCE},
 };
-use crate::{enforcement::Message, error::Failure, pace::Pace};
+use crate::{error::Failure, message::Message, pace::Pace};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 16;

@@ -128,7 +128,7 @@ impl Host {
             Ok(binding) => Some(binding),
             Err(refusal) => {
                 assert!(
-                    matches!(refusal.code, Code::Unavailable | Code::NotGranted),
+                    matches!(refusal.code, Code::Unavailable | Code::NotGranted | Code::Busy),
                     "{refusal}"
                 );
                 None

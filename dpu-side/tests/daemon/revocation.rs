@@ -14,11 +14,12 @@ use dpu_side::{
     broker_channel::Outbox,
     clock,
     datapath::Datapath,
-    enforcement::{self, Disk, Enforcement, Message, Parts},
+    enforcement::{Disk, Enforcement, Parts},
     gate::Gate,
     link::Links,
+    message::{self, Message},
+    opener::Opener,
     sessions::Sessions,
-    volumes::Opener,
 };
 use outboard_controls::{Check, Off};
 use outboard_engine::{WorkerConfig, WorkerHandle};
@@ -77,7 +78,7 @@ struct Dpu {
 impl Dpu {
     fn start(state: DesiredState) -> Self {
         let (core, effects) = CardCore::start(name(CARD), None, clock::now());
-        let (messages, inbox) = enforcement::channel();
+        let (messages, inbox) = message::channel();
         let config = WorkerConfig {
             name: "datapath".into(),
             core: None,
@@ -90,7 +91,10 @@ impl Dpu {
             worker: worker.clone(),
             gate: gate.clone(),
             disk: Box::new(disk.clone()),
-            opener: Opener::new("/nonexistent".into(), 1 << 30),
+            opener: Opener::new("/nonexistent".into(), 1 << 30, {
+                let messages = messages.clone();
+                move |done| drop(messages.send(Message::Volume(Box::new(done))))
+            }),
             sessions: Sessions::new(16, worker.clone(), messages.clone()),
             links: Arc::new(Links::default()),
             outbox: Outbox::new(core.desired().version()),
@@ -136,13 +140,13 @@ impl Dpu {
     }
 
     fn open(&self, object: &ObjectRef) -> std::os::unix::net::UnixStream {
-        let Reply::Redeemed {
-            generation,
-            incarnation,
-        } = self.redeem(object)
-        else {
-            panic!("it is granted")
-        };
+        let (generation, incarnation) = crate::fixture::eventually("it is granted", || match self.redeem(object) {
+            Reply::Redeemed {
+                generation,
+                incarnation,
+            } => Some((generation, incarnation)),
+            _ => None,
+        });
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let connect = Input::Connect {
             host: name(CARD),

@@ -54,6 +54,18 @@ impl Tally {
         }
     }
 
+    /// Writes a snapshot over an earlier one.
+    pub(crate) fn write_over(&self, name: &str, counters: &mut PortCounters) {
+        let mut name_kept = std::mem::take(&mut counters.name);
+        if name_kept != name {
+            name.clone_into(&mut name_kept);
+        }
+        *counters = PortCounters {
+            name: name_kept,
+            ..self.snapshot("")
+        };
+    }
+
     pub(crate) fn snapshot(&self, name: &str) -> PortCounters {
         let Traffic {
             tx_frames,

@@ -170,6 +170,20 @@ impl Switch {
         declared.map(|port| port.tally.snapshot(&port.name)).collect()
     }
 
+    /// Writes the same over those of an earlier time; allocates only where a port has come or gone since.
+    pub fn counters_into(&self, counters: &mut Vec<PortCounters>) {
+        let declared = self.ports.iter().filter(|port| port.gate != Gate::Gone);
+        let mut count = 0;
+        for port in declared {
+            match counters.get_mut(count) {
+                Some(former) => port.tally.write_over(&port.name, former),
+                None => counters.push(port.tally.snapshot(&port.name)),
+            }
+            count += 1;
+        }
+        counters.truncate(count);
+    }
+
     fn port_mut(&mut self, name: &str) -> Option<&mut Port> {
         self.index.get(name).and_then(|index| self.ports.get_mut(*index))
     }

@@ -1,5 +1,7 @@
 //! What the broker desires, and what the card tells it.
 
+use std::sync::Arc;
+
 use outboard_controls::{Check, on};
 
 use super::{CardCore, Effect, Held, Outbox, Runtime};
@@ -15,14 +17,14 @@ impl CardCore {
     /// Takes a desired state up, unless it is older than the one in force or contradicts itself.
     pub(super) fn take_desired(&mut self, state: DesiredState, out: &mut Outbox, now: Now) {
         let revision = state.revision;
-        if state != self.desired {
+        if state != *self.desired {
             if let Err(refusal) = self.check_successor(&state) {
                 out.refused = Some(refusal);
                 return;
             }
             self.end_unwanted(&state, out, now);
             self.note_changed_volumes(&state);
-            self.desired = state;
+            self.desired = Arc::new(state);
             out.persist = true;
             out.configure = true;
         }
@@ -43,7 +45,8 @@ impl CardCore {
 
     /// Revokes the bindings that the state no longer grants.
     fn end_unwanted(&mut self, state: &DesiredState, out: &mut Outbox, now: Now) {
-        let live = self.held.values_mut().filter(|h| h.binding.state.is_live());
+        let live = Arc::make_mut(&mut self.held).values_mut();
+        let live = live.filter(|h| h.binding.state.is_live());
         let mut ended = Vec::new();
         for Held { binding, .. } in live {
             match state.grant(&binding.object).filter(|grant| is_for(grant, binding)) {
@@ -59,7 +62,7 @@ impl CardCore {
 
     /// A device keeps the volume it was set up with; say so if the volume has become another.
     fn note_changed_volumes(&mut self, state: &DesiredState) {
-        for Held { binding, runtime } in self.held.values_mut() {
+        for Held { binding, runtime } in Arc::make_mut(&mut self.held).values_mut() {
             let ObjectRef { kind, name } = &binding.object;
             let changed = *kind == ObjectKind::Volume && self.desired.volume(name) != state.volume(name);
             if changed && runtime.ready && binding.state.is_live() {
@@ -89,19 +92,14 @@ impl CardCore {
             expires_unix_s,
         } in missing
         {
-            self.high_water.raise(&object, generation);
+            Arc::make_mut(&mut self.high_water).raise(&object, generation);
             let fence = Fence {
                 generation,
                 incarnation,
             };
             let binding = Binding::reserve(object.clone(), host, fence, expires_unix_s, now);
-            self.held.insert(
-                object.clone(),
-                Held {
-                    binding,
-                    runtime: Runtime::default(),
-                },
-            );
+            let runtime = Runtime::default();
+            Arc::make_mut(&mut self.held).insert(object.clone(), Held { binding, runtime });
             out.persist = true;
             out.report = true;
             self.ask_to_prepare(&object, out, now);
@@ -123,19 +121,20 @@ impl CardCore {
     pub(super) fn inventory(&mut self) -> (u64, Vec<BindingReport>) {
         self.inventories_sent += 1;
         let seq = self.inventories_sent;
-        let mut reports = Vec::with_capacity(self.held.len());
-        for Held { binding, runtime } in self.held.values_mut() {
-            if binding.state == State::Released {
-                runtime.told_released_in.get_or_insert(seq);
+        let untold = |h: &Held| h.binding.state == State::Released && h.runtime.told_released_in.is_none();
+        if self.held.values().any(untold) {
+            for held in Arc::make_mut(&mut self.held).values_mut().filter(|h| untold(h)) {
+                held.runtime.told_released_in = Some(seq);
             }
-            reports.push(BindingReport {
-                object: binding.object.clone(),
-                generation: binding.generation,
-                incarnation: binding.incarnation,
-                state: binding.state,
-                error: binding.error.clone(),
-            });
         }
+        let report = |Held { binding, .. }: &Held| BindingReport {
+            object: binding.object.clone(),
+            generation: binding.generation,
+            incarnation: binding.incarnation,
+            state: binding.state,
+            error: binding.error.clone(),
+        };
+        let mut reports: Vec<_> = self.held.values().map(report).collect();
         let over = self
             .desired
             .grants
@@ -153,8 +152,10 @@ impl CardCore {
 
     /// Drops ended bindings whose end the broker has made durable.
     pub(super) fn forget_acknowledged(&mut self, seq: u64) {
-        self.held
-            .retain(|_, h| h.runtime.told_released_in.is_none_or(|told| told > seq));
+        let known = |h: &Held| h.runtime.told_released_in.is_some_and(|told| told <= seq);
+        if self.held.values().any(known) {
+            Arc::make_mut(&mut self.held).retain(|_, h| !known(h));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What hosts ask over their link.
 
+use std::sync::Arc;
+
 use super::{CardCore, Effect, Outbox, SessionId, busy, check_ready};
 use crate::{
     binding::{Event, Fence, Now, State, not_granted},
@@ -15,7 +17,10 @@ impl CardCore {
     pub(super) fn greet(&mut self, host: Name, host_epoch: BootEpoch, version: u16, out: &mut Outbox) {
         let seen = self.host_epochs.get(&host).copied().unwrap_or_default();
         if host_epoch < seen {
-            let text = format!("host {host} has boot epoch {seen} by now, this link is from {host_epoch}: reconnect");
+            let text = format!(
+                "host {host} has boot epoch {seen} by now, this link is from {host_epoch}: reconnect; if the host can not \
+                 reach {seen} again, stop the DPU's daemon and run `outboard-dpu forget-host-epoch` there"
+            );
             out.reply = Some(Reply::Refused {
                 refusal: Refusal::new(Code::Stale, text),
             });
@@ -69,14 +74,15 @@ impl CardCore {
         let opened = self
             .step(&object, &Event::Connect { host, fence }, out, now)
             .and_then(|()| {
-                let held = self.held.get_mut(&object).ok_or_else(|| not_granted(&object))?;
+                let session = SessionId(self.sessions_opened + 1);
+                let held = self.held.get(&object).ok_or_else(|| not_granted(&object))?;
                 check_ready(held)?;
                 if held.runtime.session.is_some() {
                     return Err(busy(&object));
                 }
-                self.sessions_opened += 1;
-                let session = SessionId(self.sessions_opened);
+                let held = self.held_mut(&object).ok_or_else(|| not_granted(&object))?;
                 held.runtime.session = Some(session);
+                self.sessions_opened = session.0;
                 Ok(session)
             });
         out.reply = Some(match opened {
@@ -133,7 +139,7 @@ impl CardCore {
             Some(bytes) => Ok(decode(&bytes, LINK_MESSAGE_LEN_MAX)?),
             None => {
                 let reply = decide(self, out)?;
-                self.operations.record(operation, hash, encode(&reply), now.unix_s);
+                Arc::make_mut(&mut self.operations).record(operation, hash, encode(&reply), now.unix_s);
                 Ok(reply)
             }
         });

@@ -56,9 +56,9 @@ impl CardCore {
     pub fn record(&self) -> CardRecord {
         CardRecord {
             dpu_epoch: self.dpu_epoch,
-            desired: self.desired.clone(),
+            desired: DesiredState::clone(&self.desired),
             bindings: self.bindings().cloned().collect(),
-            high_water: self.high_water.clone(),
+            high_water: HighWater::clone(&self.high_water),
             host_epochs: self
                 .host_epochs
                 .iter()

@@ -331,7 +331,18 @@ fn a_restart_keeps_what_was_attached_and_ends_what_was_draining() {
     };
     assert_eq!(effects, [persisted(), Effect::Configure, prepare]);
     assert_eq!(record.unwrap().dpu_epoch, again.dpu_epoch());
-    assert_eq!(refusal(&connect(&mut again, 1)), Code::Unavailable);
+    assert_eq!(refusal(&connect(&mut again, 1)), Code::Busy, "a moment only");
+    for (found, told) in [(Code::Busy, Code::Busy), (Code::Unavailable, Code::Unavailable)] {
+        again.handle(
+            Input::Fault {
+                object: disk(),
+                generation: Generation(1),
+                error: Refusal::new(found, "its file is locked"),
+            },
+            T0,
+        );
+        assert_eq!(refusal(&connect(&mut again, 1)), told);
+    }
     let effects = again.handle(
         Input::Prepared {
             object: disk(),

@@ -1,0 +1,242 @@
+//! Opening and closing volumes where it holds nobody up: a file system may take long, or never answer.
+//!
+//! What has to be done to one volume is done in order, one thing after the other, each on a thread of its own; so a
+//! volume whose file system hangs holds up itself alone. Results go where [`Opener::new`] is told, and whoever gets
+//! them hands each to [`Opener::finished`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use outboard_protocol::{
+    desired::{Volume, VolumeBackend},
+    id::{Generation, Name},
+    refusal::{Code, Refusal},
+};
+use vhost_blk_dpu::BlkUnit;
+
+use crate::volumes::{Unavailable, open_volume, unavailable};
+
+/// Volumes that are opened or closed at the same time; more wait.
+pub const THREADS_MAX: usize = 16;
+/// A file system that has not answered for this long is told to the operator.
+pub const STUCK_AFTER: Duration = Duration::from_secs(4);
+
+/// Something that was done.
+pub struct Done {
+    /// The volume.
+    pub name: Name,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of opening or closing a volume.
+pub enum Outcome {
+    /// The volume as it was described was opened for this binding, or could not be.
+    Opened {
+        /// The binding.
+        generation: Generation,
+        /// What was opened.
+        volume: Volume,
+        /// The device, ready to serve.
+        result: Result<Box<BlkUnit>, Unavailable>,
+    },
+    /// A device was closed: its file is free.
+    Closed,
+}
+
+enum Job {
+    Open(Generation, Volume),
+    Close(Box<BlkUnit>),
+}
+
+/// What is to be done to a volume, and what is being done.
+struct Line {
+    /// Since when a thread is at it; none if it waits for one.
+    since: Option<Instant>,
+    next: VecDeque<Job>,
+}
+
+/// Opens volumes' backends, within bounds.
+pub struct Opener {
+    volume_dir: PathBuf,
+    memory_bytes_max: u64,
+    /// Volumes in memory that are set up.
+    in_memory: Vec<(Name, u64)>,
+    lines: BTreeMap<Name, Line>,
+    threads: usize,
+    report: Arc<dyn Fn(Done) + Send + Sync>,
+}
+
+impl Opener {
+    /// An opener of files in `volume_dir`, and of at most `memory_bytes_max` bytes in memory.
+    pub fn new(volume_dir: PathBuf, memory_bytes_max: u64, report: impl Fn(Done) + Send + Sync + 'static) -> Self {
+        Self {
+            volume_dir,
+            memory_bytes_max,
+            in_memory: Vec::new(),
+            lines: BTreeMap::new(),
+            threads: 0,
+            report: Arc::new(report),
+        }
+    }
+
+    /// Begins to open a volume's backend for a binding, after what is being done to it. Never waits.
+    ///
+    /// # Errors
+    /// No memory is left for it, or its file system has not answered for long.
+    pub fn open(&mut self, generation: Generation, volume: &Volume, now: Instant) -> Result<(), Refusal> {
+        if volume.backend == VolumeBackend::Memory {
+            self.reserve_memory(&volume.name, volume.size_bytes)?;
+        }
+        let mut stuck = false;
+        if let Some(line) = self.lines.get_mut(&volume.name) {
+            // The newest of them is the one that counts.
+            line.next.retain(|job| matches!(job, Job::Close(_)));
+            stuck = line.since.is_some_and(|since| now.duration_since(since) >= STUCK_AFTER);
+        }
+        self.add(&volume.name, Job::Open(generation, volume.clone()));
+        if stuck {
+            Err(stuck_refusal(&volume.name))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Begins to close a device: closing a file may take long.
+    pub fn close(&mut self, name: &Name, unit: Box<BlkUnit>) {
+        self.cancel(name);
+        self.add(name, Job::Close(unit));
+    }
+
+    /// The volume is not wanted any more; what is being opened is to be closed when it is there.
+    pub fn cancel(&mut self, name: &Name) {
+        self.in_memory.retain(|(n, _)| n != name);
+        if let Some(line) = self.lines.get_mut(name) {
+            line.next.retain(|job| matches!(job, Job::Close(_)));
+        }
+    }
+
+    /// A result has arrived: goes on with what waits. What was asked again for the same binding meanwhile is answered.
+    pub fn finished(&mut self, done: &Done) {
+        self.threads = self.threads.saturating_sub(1);
+        if let Some(line) = self.lines.get_mut(&done.name) {
+            line.since = None;
+            if let Outcome::Opened { generation, .. } = &done.outcome {
+                line.next
+                    .retain(|job| !matches!(job, Job::Open(g, _) if g == generation));
+            }
+            if line.next.is_empty() {
+                self.lines.remove(&done.name);
+            }
+        }
+        self.go_on();
+    }
+
+    fn add(&mut self, name: &Name, job: Job) {
+        let empty = || Line {
+            since: None,
+            next: VecDeque::new(),
+        };
+        self.lines.entry(name.clone()).or_insert_with(empty).next.push_back(job);
+        self.go_on();
+    }
+
+    /// Gives threads to volumes that wait for one, as far as there are any.
+    fn go_on(&mut self) {
+        let waits = |(name, line): (&Name, &Line)| line.since.is_none().then(|| name.clone());
+        while self.threads < THREADS_MAX
+            && let Some(name) = self.lines.iter().find_map(waits)
+            && self.begin(&name)
+        {}
+    }
+
+    /// False if there is no thread; it is tried again with what comes next, at the latest when the core asks again.
+    fn begin(&mut self, name: &Name) -> bool {
+        let Some(line) = self.lines.get_mut(name) else {
+            return false;
+        };
+        let Some(job) = line.next.pop_front() else {
+            return false;
+        };
+        // Shared only until the thread runs: if there is none, the job is taken back.
+        let job = Arc::new(Mutex::new(Some(job)));
+        let (volume_dir, report) = (self.volume_dir.clone(), Arc::clone(&self.report));
+        let (named, given) = (name.clone(), Arc::clone(&job));
+        let run = move || {
+            if let Some(job) = take(&given) {
+                let outcome = job.run(&volume_dir);
+                report(Done { name: named, outcome });
+            }
+        };
+        match std::thread::Builder::new().name("volume".into()).spawn(run) {
+            Ok(_) => {
+                line.since = Some(Instant::now());
+                self.threads += 1;
+                true
+            }
+            Err(e) => {
+                tracing::warn!(
+                    "volume {name}: no thread to open or close it: {e}; fix: raise the limit on processes (ulimit -u)"
+                );
+                line.next.extend(take(&job));
+                line.next.rotate_right(1);
+                false
+            }
+        }
+    }
+
+    fn reserve_memory(&mut self, name: &Name, size_bytes: u64) -> Result<(), Refusal> {
+        // Whatever an attempt that came to nothing left.
+        self.in_memory.retain(|(n, _)| n != name);
+        let used: u64 = self.in_memory.iter().map(|(_, size)| size).sum();
+        if used
+            .checked_add(size_bytes)
+            .is_none_or(|sum| sum > self.memory_bytes_max)
+        {
+            let max = self.memory_bytes_max;
+            let text = format!(
+                "{size_bytes} bytes of memory are wanted, {used} of {max} are in use: raise limits.memory_volume_bytes in \
+                 the DPU's configuration, or use a file"
+            );
+            return Err(unavailable(name, &text));
+        }
+        self.in_memory.push((name.clone(), size_bytes));
+        Ok(())
+    }
+}
+
+fn take(job: &Mutex<Option<Job>>) -> Option<Job> {
+    job.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+impl Job {
+    fn run(self, volume_dir: &Path) -> Outcome {
+        match self {
+            Self::Open(generation, volume) => Outcome::Opened {
+                result: open_volume(volume_dir, &volume),
+                generation,
+                volume,
+            },
+            Self::Close(unit) => {
+                drop(unit);
+                Outcome::Closed
+            }
+        }
+    }
+}
+
+fn stuck_refusal(name: &Name) -> Refusal {
+    let text = format!(
+        "volume {name}: its file system has not answered for {} s: check the disk or server that its file is on",
+        STUCK_AFTER.as_secs()
+    );
+    Refusal::new(Code::Unavailable, text)
+}
+
+#[cfg(test)]
+#[path = "opener_tests.rs"]
+mod tests;
