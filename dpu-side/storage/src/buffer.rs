@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use outboard_ring::{GuestMemory, MemoryError, Segment};
 
-/// Pieces a buffer may have. A chain has at most as many as its ring has descriptors.
-pub const SEGMENT_COUNT_MAX: usize = 256;
+/// Pieces a buffer may have: as many as the largest ring has descriptors, and as the kernel takes in one call (`IOV_MAX`).
+pub const SEGMENT_COUNT_MAX: usize = 1024;
 
 /// Why a buffer could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -4,7 +4,11 @@
 //! so is the second half of a durable write. Only one runs at a time, and one covers everything that waited for it:
 //! the kernel reports a failed write-back once per open file, so that of two at the same time one would succeed though
 //! data is lost.
+//!
+//! A discard punches a hole. Zeros come from a hole where the room may be given back, else from the file system, and
+//! where it cannot either (tmpfs keeps no zeroed room) they are written, piece by piece.
 
+mod means;
 mod open;
 #[cfg(feature = "recorded-files")]
 mod recorder;
@@ -16,12 +20,13 @@ mod uring;
 use std::path::Path;
 use std::{collections::VecDeque, fs::File, io, os::fd::BorrowedFd};
 
+use means::Abilities;
 use nix::{errno::Errno, fcntl::Flock};
 pub use open::{Holder, OpenError, open_file};
 use syncs::Syncs;
 use uring::{Event, Slot, Uring};
 
-use crate::{Backend, Busy, Completion, Geometry, IoError, Op, Request};
+use crate::{Backend, Busy, Completion, Geometry, IoError, Op, Request, ResizeError, backend::check_size};
 
 /// Requests in flight.
 const DEPTH: u16 = 128;
@@ -32,6 +37,7 @@ const RETRIES_MAX: u16 = 64;
 pub struct FileBackend {
     geometry: Geometry,
     uring: Uring,
+    abilities: Abilities,
     syncs: Syncs<Slot>,
     sync_retries: u16,
     /// Completions that the kernel was not, or is no longer, needed for.
@@ -46,6 +52,7 @@ impl FileBackend {
         Ok(Self {
             geometry,
             uring: Uring::new(file, DEPTH)?,
+            abilities: Abilities::new(),
             syncs: Syncs::new(usize::from(DEPTH)),
             sync_retries: 0,
             finished: VecDeque::with_capacity(usize::from(DEPTH)),
@@ -65,10 +72,11 @@ impl FileBackend {
 
     /// Check a request and bring it on its way.
     fn begin(&mut self, request: Request) {
-        let refusal = match (self.geometry.check(&request), request.op) {
-            (Err(error), _) => Some(error),
-            (Ok(()), Op::Write { .. } | Op::Flush) if self.syncs.latched() => Some(IoError::Latched),
-            (Ok(()), _) => None,
+        let op = request.op;
+        let refusal = match self.geometry.check(&request) {
+            Err(error) => Some(error),
+            Ok(()) if self.syncs.latched() && op != Op::Read => Some(IoError::Latched),
+            Ok(()) => None,
         };
         if let Some(error) = refusal {
             return self.finished.push_back(Completion {
@@ -76,15 +84,15 @@ impl FileBackend {
                 result: Err(error),
             });
         }
-        let transfers = !request.buffer.is_empty();
-        let op = request.op;
-        match (self.uring.hold(request), op) {
+        let len = request.range_len();
+        match (self.uring.hold(request, self.abilities.first(op)), op) {
             (Err((request, error)), _) => self.finished.push_back(Completion {
                 request,
                 result: Err(error),
             }),
-            (Ok(slot), Op::Read | Op::Write { .. }) if transfers => self.uring.transfer(slot),
-            (Ok(slot), Op::Write { durable: true } | Op::Flush) => self.syncs.join(slot),
+            (Ok(slot), Op::Flush) => self.syncs.join(slot),
+            (Ok(slot), _) if len > 0 && self.uring.has_work(slot) => self.uring.transfer(slot),
+            (Ok(slot), op) if op.is_durable() => self.syncs.join(slot),
             (Ok(slot), _) => self.finish(slot, Ok(())),
         }
     }
@@ -99,11 +107,30 @@ impl FileBackend {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Synced(result) => self.on_synced(result),
-            Event::Transferred(slot, result) => match self.uring.advance(slot, result, RETRIES_MAX) {
+            Event::Transferred(slot, result) => match self.advance(slot, result) {
                 Ok(true) => self.on_transferred(slot),
                 Ok(false) => self.uring.transfer(slot),
                 Err(error) => self.finish(slot, Err(error)),
             },
+        }
+    }
+
+    /// Take account of what was done. True: that was all.
+    fn advance(&mut self, slot: Slot, result: Result<u32, Errno>) -> Result<bool, IoError> {
+        let (Some(op), Some(means)) = (self.uring.op(slot), self.uring.means(slot)) else {
+            return self.uring.advance(slot, result, RETRIES_MAX);
+        };
+        match result {
+            Err(errno) if !matches!(errno, Errno::EINTR | Errno::EAGAIN) => {
+                match self.abilities.next(op, means, errno) {
+                    Ok(means) => Ok(!self.uring.use_means(slot, means)),
+                    Err(errno) => Err(IoError::System {
+                        call: if means.mode().is_some() { "fallocate" } else { "writev" },
+                        errno,
+                    }),
+                }
+            }
+            result => self.uring.advance(slot, result, RETRIES_MAX),
         }
     }
 
@@ -115,8 +142,8 @@ impl FileBackend {
             self.recorder.written(request);
         }
         match self.uring.op(slot) {
-            Some(Op::Write { durable: true }) if self.syncs.latched() => self.finish(slot, Err(IoError::Latched)),
-            Some(Op::Write { durable: true }) => self.syncs.join(slot),
+            Some(op) if op.is_durable() && self.syncs.latched() => self.finish(slot, Err(IoError::Latched)),
+            Some(op) if op.is_durable() => self.syncs.join(slot),
             _ => self.finish(slot, Ok(())),
         }
     }
@@ -152,6 +179,22 @@ impl FileBackend {
 impl Backend for FileBackend {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
+        check_size(size_bytes)?;
+        let measured = self.uring.end_of_file();
+        let found_bytes = measured.map_err(|error| ResizeError::Measure {
+            errno: error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw),
+        })?;
+        if found_bytes < size_bytes {
+            return Err(ResizeError::TooSmall {
+                found_bytes,
+                size_bytes,
+            });
+        }
+        self.geometry.size_bytes = size_bytes;
+        Ok(())
     }
 
     fn depth(&self) -> usize {

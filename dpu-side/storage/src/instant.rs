@@ -6,7 +6,9 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use crate::{Backend, Buffer, Busy, Completion, Geometry, IoError, Op, Request, SECTOR_LEN};
+use crate::{
+    Backend, Buffer, Busy, Completion, Geometry, IoError, Op, Request, ResizeError, SECTOR_LEN, backend::check_size,
+};
 
 /// Requests submitted and not yet taken back.
 const DEPTH: usize = 128;
@@ -21,6 +23,8 @@ trait Store: Send {
     fn read(&self, offset: u64, buffer: &Buffer) -> Result<(), IoError>;
     /// Keep the buffer from `offset` on.
     fn write(&mut self, offset: u64, buffer: &Buffer) -> Result<(), IoError>;
+    /// Read as zeros `len` bytes from `offset` on, and give room back where that is cheap.
+    fn zero(&mut self, offset: u64, len: u64);
 }
 
 /// The part that both backends share.
@@ -48,8 +52,23 @@ impl<S: Store> Instant<S> {
             Op::Read => self.store.read(request.offset, &request.buffer),
             Op::Write { .. } => self.store.write(request.offset, &request.buffer),
             Op::Flush => Ok(()),
+            // Memory that was never written takes no room, so nothing is lost by giving room back unasked.
+            Op::Discard { len } | Op::WriteZeroes { len, .. } => {
+                self.store.zero(request.offset, len);
+                Ok(())
+            }
         });
         self.finished.push_back(Completion { request, result });
+        Ok(())
+    }
+
+    fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
+        check_size(size_bytes)?;
+        // What is cut off must not come back when the volume grows again.
+        if let Some(len) = self.geometry.size_bytes.checked_sub(size_bytes) {
+            self.store.zero(size_bytes, len);
+        }
+        self.geometry.size_bytes = size_bytes;
         Ok(())
     }
 }
@@ -80,6 +99,9 @@ macro_rules! backend_through_instant {
         impl Backend for $backend {
             fn geometry(&self) -> Geometry {
                 self.0.geometry
+            }
+            fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
+                self.0.resize(size_bytes)
             }
             fn depth(&self) -> usize {
                 DEPTH
@@ -123,6 +145,17 @@ impl Chunks {
             }
         }
     }
+
+    /// Fill with zeros what there is of a range shorter than two chunks.
+    fn zero_part(&mut self, first: u64, end: u64) {
+        let filled = chunks_of(first, end.saturating_sub(first), |index, range, _| {
+            if let Some(chunk) = self.0.get_mut(&index) {
+                chunk[range].fill(0);
+            }
+            Ok(())
+        });
+        debug_assert!(filled.is_ok());
+    }
 }
 
 /// Visit the chunks under `offset .. offset + len`: the chunk's number, which of its bytes, and where these are in the
@@ -159,6 +192,19 @@ impl Store for Chunks {
             Ok(buffer.read_at(done, &mut self.chunk(index)?[range])?)
         })
     }
+
+    fn zero(&mut self, offset: u64, len: u64) {
+        let (first, end) = (offset, offset.saturating_add(len));
+        let chunk_len = CHUNK_LEN as u64;
+        // The chunks that lie in the range as a whole, then what it has of the two at its ends.
+        let (whole_first, whole_end) = (first.div_ceil(chunk_len), end / chunk_len);
+        if whole_first >= whole_end {
+            return self.zero_part(first, end);
+        }
+        self.0.extract_if(whole_first..whole_end, |_, _| true).for_each(drop);
+        self.zero_part(first, whole_first * chunk_len);
+        self.zero_part(whole_end * chunk_len, end);
+    }
 }
 
 struct Nothing;
@@ -173,4 +219,6 @@ impl Store for Nothing {
     fn write(&mut self, _: u64, _: &Buffer) -> Result<(), IoError> {
         Ok(())
     }
+
+    fn zero(&mut self, _: u64, _: u64) {}
 }

@@ -33,7 +33,9 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::{Backend, Buffer, Busy, Completion, Geometry, IoError, Op, Request, SECTOR_LEN};
+use crate::{
+    Backend, Buffer, Busy, Completion, Geometry, IoError, Op, Request, ResizeError, SECTOR_LEN, backend::check_size,
+};
 
 /// Requests in flight.
 const DEPTH: usize = 64;
@@ -46,6 +48,8 @@ const SYNC_FAILED: IoError = IoError::System {
 pub type Sector = [u8; 512];
 const _: () = assert!(size_of::<Sector>() as u64 == SECTOR_LEN);
 const ZEROS: Sector = [0; size_of::<Sector>()];
+/// What reads see of a discarded sector: a backend promises nothing, and zeros would hide who relies on them.
+pub const DISCARDED: Sector = [0xdd; size_of::<Sector>()];
 
 /// What survives a power cut, besides everything that was flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +138,7 @@ impl Recording {
         self.disk().syncs
     }
 
-    /// How many sectors were written in all.
+    /// How many sectors were written, zeroed or discarded in all.
     pub fn writes(&self) -> u64 {
         self.disk().writes
     }
@@ -180,7 +184,31 @@ impl Disk {
                 }
             }
             Op::Flush => self.sync(0..u64::MAX),
+            Op::Discard { len } => {
+                self.fill(first, len / SECTOR_LEN, DISCARDED);
+                Ok(())
+            }
+            Op::WriteZeroes { len, durable, .. } => {
+                self.fill(first, len / SECTOR_LEN, ZEROS);
+                if durable {
+                    self.sync(first..first + len / SECTOR_LEN)
+                } else {
+                    Ok(())
+                }
+            }
         }
+    }
+
+    fn fill(&mut self, first: u64, sectors: u64, bytes: Sector) {
+        for sector in first..first + sectors {
+            self.put(sector, bytes);
+        }
+    }
+
+    fn put(&mut self, sector: u64, bytes: Sector) {
+        self.current.insert(sector, bytes);
+        self.volatile.entry(sector).or_default().push((self.writes, bytes));
+        self.writes += 1;
     }
 
     fn read(&self, first: u64, sectors: u64, buffer: &Buffer) -> Result<(), IoError> {
@@ -202,9 +230,7 @@ impl Disk {
         for n in 0..sectors {
             let mut bytes = ZEROS;
             buffer.read_at(n * SECTOR_LEN, &mut bytes)?;
-            self.current.insert(first + n, bytes);
-            self.volatile.entry(first + n).or_default().push((self.writes, bytes));
-            self.writes += 1;
+            self.put(first + n, bytes);
         }
         Ok(())
     }
@@ -251,6 +277,18 @@ impl RecordingBackend {
 impl Backend for RecordingBackend {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
+        check_size(size_bytes)?;
+        let mut disk = self.disk.disk();
+        disk.geometry.size_bytes = size_bytes;
+        let end = size_bytes / SECTOR_LEN;
+        disk.current.extract_if(end.., |_, _| true).for_each(drop);
+        disk.durable.extract_if(end.., |_, _| true).for_each(drop);
+        disk.volatile.extract_if(end.., |_, _| true).for_each(drop);
+        self.geometry = disk.geometry;
+        Ok(())
     }
 
     fn depth(&self) -> usize {

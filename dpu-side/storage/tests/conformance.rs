@@ -6,8 +6,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_controls::{Check, Off};
 use outboard_ring::{Segment, driver::GuestRam};
 use outboard_storage::{
-    Backend, Buffer, Busy, Completion, IoError, MemoryBackend, Op, Request, open_file,
-    recording::{Random, Recording},
+    Backend, Buffer, Busy, Completion, IoError, MemoryBackend, Op, Request, ResizeError, open_file,
+    recording::{Keep, Random, Recording},
 };
 use tempfile::NamedTempFile;
 
@@ -15,21 +15,32 @@ const SIZE_BYTES: u64 = 256 << 10;
 const WRITE: Op = Op::Write { durable: false };
 const DURABLE_WRITE: Op = Op::Write { durable: true };
 
+fn zeroes(len: u64, unmap: bool, durable: bool) -> Op {
+    Op::WriteZeroes { len, unmap, durable }
+}
+
 /// A backend, and guest memory for its requests.
 struct Bench {
     ram: GuestRam,
     backend: Box<dyn Backend>,
     // Dropped after the backend.
-    _file: Option<NamedTempFile>,
+    file: Option<NamedTempFile>,
 }
 
 fn benches(read_only: bool) -> Vec<(&'static str, Bench)> {
-    let file = NamedTempFile::new().expect("a file");
-    file.as_file().set_len(SIZE_BYTES).expect("its size");
-    let backend = Box::new(open_file(file.path(), SIZE_BYTES, read_only).expect("it opens"));
+    let on = |file: NamedTempFile| {
+        file.as_file().set_len(SIZE_BYTES).expect("its size");
+        let backend = Box::new(open_file(file.path(), SIZE_BYTES, read_only).expect("it opens"));
+        Bench::new(backend, Some(file))
+    };
     let recording = || Recording::new(SIZE_BYTES, read_only);
     vec![
-        ("file", Bench::new(backend, Some(file))),
+        // On a disk's file system, as a rule, and on tmpfs: they differ in how zeros are made.
+        ("file", on(NamedTempFile::new().expect("a file"))),
+        (
+            "file on tmpfs",
+            on(NamedTempFile::new_in("/dev/shm").expect("Linux has it")),
+        ),
         (
             "memory",
             Bench::new(Box::new(MemoryBackend::new(SIZE_BYTES, read_only)), None),
@@ -52,7 +63,7 @@ impl Bench {
         Self {
             ram: GuestRam::new(4 << 20),
             backend,
-            _file: file,
+            file,
         }
     }
 
@@ -119,13 +130,27 @@ fn bytes_of(buffer: &Buffer) -> Vec<u8> {
     bytes
 }
 
+/// What is known of each sector: the byte it is filled with, or nothing once it was discarded.
+type Model = Vec<Option<u8>>;
+
+fn assert_is(name: &str, step: u8, read: &[u8], model: &[Option<u8>]) {
+    for (sector, expected) in read.chunks(512).zip(model) {
+        let same = sector.iter().all(|&byte| Some(byte) == *expected);
+        assert!(
+            same || expected.is_none(),
+            "{name} at step {step}: {} for {expected:?}",
+            sector[0]
+        );
+    }
+}
+
 #[test]
 fn reads_see_what_was_written_and_zeros_elsewhere() {
     for (name, mut bench) in benches(false) {
-        let mut model = vec![0; usize::try_from(SIZE_BYTES).expect("small")];
+        let mut model: Model = vec![Some(0); 512];
         let mut random = Random(7);
-        for step in 0..200u8 {
-            let sectors = 1 + random.below(64);
+        for step in 0..250u8 {
+            let sectors = 1 + random.below(if step % 8 == 0 { 400 } else { 64 });
             let first = random.below(512 - sectors);
             // Pieces of any length that add up to whole sectors.
             let mut left = u32::try_from(sectors * 512).expect("small");
@@ -135,20 +160,134 @@ fn reads_see_what_was_written_and_zeros_elsewhere() {
                 lens.push(len);
                 left -= len;
             }
-            let (offset, range) = (first as u64 * 512, first * 512..(first + sectors) * 512);
-            if step % 2 == 0 {
-                let op = if step % 4 == 0 { WRITE } else { DURABLE_WRITE };
-                let buffer = bench.buffer(&lens, step + 1);
-                assert_eq!(bench.run(op, offset, buffer).result, Ok(()), "{name}");
-                model[range].fill(step + 1);
+            let (offset, len, range) = (first as u64 * 512, sectors as u64 * 512, first..first + sectors);
+            let (op, byte) = match random.below(6) {
+                0 => (WRITE, Some(step + 1)),
+                1 => (DURABLE_WRITE, Some(step + 1)),
+                2 => (Op::Discard { len }, None),
+                3 => (zeroes(len, step % 3 == 0, step % 4 == 0), Some(0)),
+                _ => (Op::Read, None),
+            };
+            if op == Op::Read {
+                assert_is(name, step, &bench.read(offset, &lens), &model[range]);
             } else {
-                assert!(bench.read(offset, &lens) == model[range], "{name} at step {step}");
+                let buffer = match op {
+                    Op::Write { .. } => bench.buffer(&lens, step + 1),
+                    _ => Buffer::new(),
+                };
+                assert_eq!(bench.run(op, offset, buffer).result, Ok(()), "{name}: {op:?}");
+                model[range].fill(byte);
             }
             // Guest memory for the steps to come.
             bench.ram = GuestRam::new(4 << 20);
         }
+        assert_is(name, 255, &bench.read(0, &[256 << 10]), &model);
         assert_eq!(bench.run(Op::Flush, 0, Buffer::new()).result, Ok(()), "{name}");
     }
+}
+
+/// What was discarded is still the volume's own: written, zeros, or a mix. Nothing of anybody else's.
+#[test]
+fn a_discarded_range_takes_no_room_where_the_backend_can_help_it() {
+    use std::os::unix::fs::MetadataExt;
+    for (name, mut bench) in benches(false) {
+        let Some(file) = bench.file.as_ref().map(|file| file.reopen().expect("it is there")) else {
+            continue;
+        };
+        let blocks = || file.metadata().expect("it is open").blocks();
+        let buffer = bench.buffer(&[256 << 10], 7);
+        assert_eq!(bench.run(DURABLE_WRITE, 0, buffer).result, Ok(()), "{name}");
+        let full = blocks();
+        assert!(full >= 512, "{name}");
+        bench.run(zeroes(128 << 10, false, true), 0, Buffer::new());
+        assert!(blocks() >= 512, "{name}: room that was not to be given back");
+        bench.run(zeroes(64 << 10, true, true), 0, Buffer::new());
+        bench.run(Op::Discard { len: 64 << 10 }, 64 << 10, Buffer::new());
+        assert!(blocks() <= full - 256, "{name}: {} of {full}", blocks());
+        assert_eq!(file.metadata().expect("it is open").len(), SIZE_BYTES, "{name}");
+        let read = bench.read(0, &[256 << 10]);
+        assert!(read[..64 << 10].iter().all(|&byte| byte == 0), "{name}");
+        assert!(read[128 << 10..].iter().all(|&byte| byte == 7), "{name}");
+    }
+}
+
+/// Requests are checked against the size of the moment they were submitted in.
+#[test]
+fn a_volume_that_changed_its_size_serves_all_of_it_and_no_more() {
+    for (name, mut bench) in benches(false) {
+        let larger = SIZE_BYTES + (64 << 10);
+        if let Some(file) = &bench.file {
+            assert_eq!(
+                bench.backend.resize(larger),
+                Err(ResizeError::TooSmall {
+                    found_bytes: SIZE_BYTES,
+                    size_bytes: larger
+                }),
+                "{name}"
+            );
+            file.as_file().set_len(larger).expect("it may grow");
+        }
+        for size_bytes in [0, 511, SIZE_BYTES + 1] {
+            assert_eq!(
+                bench.backend.resize(size_bytes),
+                Err(ResizeError::Size { size_bytes }),
+                "{name}"
+            );
+        }
+        assert_eq!(bench.backend.geometry().size_bytes, SIZE_BYTES, "{name}");
+        assert_eq!(bench.backend.resize(larger), Ok(()), "{name}");
+        let buffer = bench.buffer(&[1024], 9);
+        assert_eq!(bench.run(WRITE, larger - 1024, buffer).result, Ok(()), "{name}");
+        assert_eq!(bench.read(larger - 512, &[512]), [9; 512], "{name}");
+
+        let before = bench.buffer(&[512], 8);
+        let request = Request {
+            tag: 1,
+            op: WRITE,
+            offset: SIZE_BYTES - 512,
+            buffer: before,
+        };
+        bench.backend.submit(request).expect("it is idle");
+        bench.backend.start();
+        assert_eq!(bench.complete().result, Ok(()), "{name}");
+        assert_eq!(bench.backend.resize(SIZE_BYTES - 512), Ok(()), "{name}");
+        for op in [Op::Discard { len: 512 }, zeroes(512, true, false)] {
+            let result = bench.run(op, SIZE_BYTES - 512, Buffer::new()).result;
+            assert!(matches!(result, Err(IoError::OutOfRange { .. })), "{name}: {result:?}");
+        }
+        let buffer = bench.buffer(&[512], 1);
+        let result = bench.run(Op::Read, SIZE_BYTES - 512, buffer).result;
+        assert!(matches!(result, Err(IoError::OutOfRange { .. })), "{name}: {result:?}");
+        assert_eq!(bench.read(SIZE_BYTES - 1024, &[512]), [0; 512], "{name}");
+    }
+}
+
+/// Zeros that were flushed, or were to be durable, survive a power cut; a discard neither has to nor harms what was written
+/// after it.
+#[test]
+fn zeros_survive_a_power_cut_as_writes_do() {
+    let trial = |ops: &[Op]| {
+        let recording = Recording::new(SIZE_BYTES, false);
+        let mut bench = Bench::new(Box::new(recording.backend()), None);
+        let buffer = bench.buffer(&[512], 7);
+        assert_eq!(bench.run(DURABLE_WRITE, 0, buffer).result, Ok(()));
+        for &op in ops {
+            let buffer = match op {
+                Op::Write { .. } => bench.buffer(&[512], 9),
+                _ => Buffer::new(),
+            };
+            assert_eq!(bench.run(op, 0, buffer).result, Ok(()));
+        }
+        recording.power_loss(Keep::Nothing);
+        recording.sector(0)
+    };
+    let (volatile, durable) = (zeroes(512, true, false), zeroes(512, false, true));
+    let discard = Op::Discard { len: 512 };
+    assert_eq!(trial(&[volatile]), [7; 512]);
+    assert_eq!(trial(&[volatile, Op::Flush]), [0; 512]);
+    assert_eq!(trial(&[durable]), [0; 512]);
+    assert_eq!(trial(&[discard, DURABLE_WRITE]), [9; 512]);
+    assert_eq!(trial(&[discard, durable]), [0; 512]);
 }
 
 #[test]
@@ -161,7 +300,8 @@ fn requests_outside_the_volume_or_of_partial_sectors_fail_and_nothing_else_does(
             (u64::MAX - 1023) / 512 * 512,
             u64::MAX / 512 * 512,
         ] {
-            for op in [Op::Read, WRITE, DURABLE_WRITE] {
+            let ranges = [Op::Discard { len: 1024 }, zeroes(1024, true, true)];
+            for op in [Op::Read, WRITE, DURABLE_WRITE].into_iter().chain(ranges) {
                 let buffer = bench.buffer(&[1024], 1);
                 let result = bench.run(op, offset, buffer).result;
                 assert!(
@@ -170,17 +310,24 @@ fn requests_outside_the_volume_or_of_partial_sectors_fail_and_nothing_else_does(
                 );
             }
         }
-        for (offset, len) in [(1, 512), (0, 1), (511, 513), (512, 511)] {
-            let buffer = bench.buffer(&[len], 1);
+        for len in [SIZE_BYTES + 512, u64::MAX - 511] {
+            for op in [Op::Discard { len }, zeroes(len, false, false)] {
+                let result = bench.run(op, 0, Buffer::new()).result;
+                assert!(
+                    matches!(result, Err(IoError::OutOfRange { .. })),
+                    "{name}: {op:?}: {result:?}"
+                );
+            }
+        }
+        for (offset, short) in [(1, 512), (0, 1), (511, 513), (512, 511)] {
+            let len = u64::from(short);
+            for op in [Op::Discard { len }, zeroes(len, false, false)] {
+                let result = bench.run(op, offset, Buffer::new()).result;
+                assert_eq!(result, Err(IoError::PartialSector { offset, len }), "{name}: {op:?}");
+            }
+            let buffer = bench.buffer(&[short], 1);
             let result = bench.run(Op::Read, offset, buffer).result;
-            assert_eq!(
-                result,
-                Err(IoError::PartialSector {
-                    offset,
-                    len: u64::from(len)
-                }),
-                "{name}"
-            );
+            assert_eq!(result, Err(IoError::PartialSector { offset, len }), "{name}");
         }
         assert_eq!(
             bench.read(SIZE_BYTES - 512, &[512]),
@@ -192,6 +339,13 @@ fn requests_outside_the_volume_or_of_partial_sectors_fail_and_nothing_else_does(
             Ok(()),
             "{name}: nothing at all is no error"
         );
+        for op in [Op::Discard { len: 0 }, zeroes(0, true, true)] {
+            assert_eq!(
+                bench.run(op, SIZE_BYTES, Buffer::new()).result,
+                Ok(()),
+                "{name}: {op:?}"
+            );
+        }
         assert_eq!(
             bench.run(DURABLE_WRITE, SIZE_BYTES, Buffer::new()).result,
             Ok(()),
@@ -212,7 +366,8 @@ fn control_without_the_range_check_a_file_grows() {
 #[test]
 fn a_read_only_backend_is_not_written() {
     for (name, mut bench) in benches(true) {
-        for op in [WRITE, DURABLE_WRITE] {
+        let ranges = [Op::Discard { len: 512 }, zeroes(512, true, false)];
+        for op in [WRITE, DURABLE_WRITE].into_iter().chain(ranges) {
             let buffer = bench.buffer(&[512], 1);
             assert_eq!(bench.run(op, 0, buffer).result, Err(IoError::ReadOnly), "{name}");
         }
@@ -227,8 +382,10 @@ fn no_more_requests_are_taken_than_it_says_and_each_is_given_back_once() {
     for (name, mut bench) in benches(false) {
         let depth = bench.backend.depth();
         for tag in 0..depth as u64 {
-            let op = [Op::Read, WRITE, DURABLE_WRITE, Op::Flush][usize::try_from(tag % 4).expect("small")];
-            let buffer = if op == Op::Flush {
+            let ranges = [Op::Discard { len: 512 }, zeroes(512, true, true)];
+            let ops = [Op::Read, WRITE, DURABLE_WRITE, ranges[0], ranges[1], Op::Flush];
+            let op = ops[usize::try_from(tag % 6).expect("small")];
+            let buffer = if tag % 6 > 2 {
                 Buffer::new()
             } else {
                 bench.buffer(&[512], 1)

@@ -3,7 +3,7 @@ use std::fs::OpenOptions;
 use nix::fcntl::FlockArg;
 use outboard_ring::{Segment, driver::GuestRam};
 
-use super::*;
+use super::{means::Means, *};
 use crate::Buffer;
 
 /// `/dev/zero` takes writes and refuses `fdatasync`.
@@ -62,6 +62,12 @@ fn next(backend: &mut FileBackend) -> (u64, Result<(), IoError>) {
 
 const WRITE: Op = Op::Write { durable: false };
 const DURABLE_WRITE: Op = Op::Write { durable: true };
+const DISCARD: Op = Op::Discard { len: 512 };
+const ZEROES: Op = Op::WriteZeroes {
+    len: 512,
+    unmap: true,
+    durable: false,
+};
 
 #[test]
 fn a_failed_flush_fails_all_later_flushes_and_writes_but_no_read() {
@@ -77,7 +83,7 @@ fn a_failed_flush_fails_all_later_flushes_and_writes_but_no_read() {
         matches!(failed, Err(IoError::System { call: "fdatasync", .. })),
         "{failed:?}"
     );
-    for op in [Op::Flush, WRITE, DURABLE_WRITE] {
+    for op in [Op::Flush, WRITE, DURABLE_WRITE, DISCARD, ZEROES] {
         assert_eq!(run(&mut backend, request(&ram, 0, op)), Err(IoError::Latched), "{op:?}");
     }
     assert_eq!(run(&mut backend, request(&ram, 0, Op::Read)), Ok(()));
@@ -111,4 +117,48 @@ fn nobody_who_waits_beside_a_failed_sync_is_told_that_it_went_well() {
     tags.sort_unstable();
     assert_eq!(tags, (0..8).collect::<Vec<_>>());
     assert_eq!(backend.in_flight(), 0);
+}
+
+/// More than one piece of zeros, on a file system that can neither punch nor zero.
+#[test]
+fn zeros_that_no_file_system_makes_are_written_piece_by_piece() {
+    const LEN: u64 = (5 << 20) / 2 + 512;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), vec![7; 3 << 20]).expect("it is written");
+    let mut backend = crate::open_file(file.path(), 3 << 20, false).expect("it opens");
+    for means in [Means::Punch, Means::ZeroRange] {
+        let next = backend.abilities.next(ZEROES, means, Errno::EOPNOTSUPP);
+        assert!(next.is_ok());
+    }
+    let op = Op::WriteZeroes {
+        len: LEN,
+        unmap: true,
+        durable: true,
+    };
+    for op in [op, Op::Discard { len: 512 }] {
+        let request = Request {
+            tag: 0,
+            op,
+            offset: 1024,
+            buffer: Buffer::new(),
+        };
+        assert_eq!(run(&mut backend, request), Ok(()), "{op:?}");
+    }
+    let bytes = std::fs::read(file.path()).expect("it is readable");
+    let end = 1024 + usize::try_from(LEN).expect("small");
+    assert!(bytes[1024..end].iter().all(|&byte| byte == 0));
+    assert!(bytes[..1024].iter().chain(&bytes[end..]).all(|&byte| byte == 7));
+}
+
+/// `/dev/zero` knows no `fallocate`, and takes whatever is written.
+#[test]
+fn what_the_kernel_refuses_is_done_otherwise_and_not_asked_again() {
+    let ram = GuestRam::new(1 << 20);
+    let mut backend = backend_that_cannot_sync();
+    for _ in 0..2 {
+        assert_eq!(run(&mut backend, request(&ram, 0, DISCARD)), Ok(()));
+        assert_eq!(run(&mut backend, request(&ram, 0, ZEROES)), Ok(()));
+    }
+    assert_eq!(backend.abilities.first(DISCARD), None);
+    assert_eq!(backend.abilities.first(ZEROES), Some(Means::Zeros));
 }

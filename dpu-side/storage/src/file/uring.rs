@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Seek, SeekFrom},
     mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
@@ -19,7 +19,13 @@ use nix::{
 };
 use outboard_ring::MemoryError;
 
+use super::means::Means;
 use crate::{Buffer, IoError, Op, Request, SEGMENT_COUNT_MAX};
+
+/// Zeros to write where the file system makes none.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// How often [`ZEROS`] is written by one operation: a piece is 1 MiB.
+const ZEROS_COUNT: usize = 16;
 
 /// `user_data` of a sync. Slots are smaller.
 const SYNC: u64 = u64::MAX;
@@ -59,13 +65,15 @@ struct Flight {
     iovecs: Vec<libc::iovec>,
     /// The first of `iovecs` that is not done.
     first: usize,
+    /// How the range of a discard or zeroing is done.
+    means: Option<Means>,
     done_len: u64,
     retries: u16,
     in_kernel: bool,
 }
 
 // SAFETY: the addresses in `iovecs` lie in the guest memory that `request` holds a reference to, which is mapped for the
-// whole process, not for a thread.
+// whole process, not for a thread, or in `ZEROS`.
 unsafe impl Send for Flight {}
 
 impl Uring {
@@ -89,8 +97,15 @@ impl Uring {
         Ok(Self(ManuallyDrop::new(Box::new(inner))))
     }
 
-    /// Keep a request and find the addresses of its data.
-    pub(super) fn hold(&mut self, request: Request) -> Result<Slot, (Request, IoError)> {
+    /// Where the file or device ends.
+    pub(super) fn end_of_file(&self) -> io::Result<u64> {
+        // All transfers name their place, so nobody misses the one in the file.
+        let mut file: &File = &self.0.file;
+        file.seek(SeekFrom::End(0))
+    }
+
+    /// Keep a request and find the addresses of its data, or begin with `means` if it is a range without data.
+    pub(super) fn hold(&mut self, request: Request, means: Option<Means>) -> Result<Slot, (Request, IoError)> {
         let inner = &mut self.0;
         let Some(index) = inner.free.pop() else {
             // The caller counts requests; there is always a place.
@@ -103,11 +118,16 @@ impl Uring {
             ));
         };
         let flight = &mut inner.flights[usize::from(index)];
-        if let Err(error) = flight.locate(&request.buffer) {
+        let located = match request.op {
+            Op::Read | Op::Write { .. } => flight.locate(Some(&request.buffer)),
+            Op::Flush | Op::Discard { .. } | Op::WriteZeroes { .. } => flight.locate(None),
+        };
+        if let Err(error) = located {
             inner.free.push(index);
             return Err((request, error.into()));
         }
         flight.request = Some(request);
+        flight.means = means;
         Ok(Slot(index))
     }
 
@@ -133,23 +153,53 @@ impl Uring {
             .map(|request| request.op)
     }
 
-    /// Stage the reading or writing of what is left of the request.
+    /// How the request's range is discarded or zeroed, if it is about one.
+    pub(super) fn means(&self, slot: Slot) -> Option<Means> {
+        self.0.flights.get(usize::from(slot.0))?.means
+    }
+
+    /// Go on by other means. False: there are none.
+    pub(super) fn use_means(&mut self, slot: Slot, means: Option<Means>) -> bool {
+        if let Some(flight) = self.0.flights.get_mut(usize::from(slot.0))
+            && !flight.in_kernel
+        {
+            flight.means = means;
+        }
+        means.is_some()
+    }
+
+    /// Is there anything to be done for the request?
+    pub(super) fn has_work(&self, slot: Slot) -> bool {
+        self.op(slot)
+            .is_some_and(|op| matches!(op, Op::Read | Op::Write { .. }))
+            || self.means(slot).is_some()
+    }
+
+    /// Stage the reading, writing, discarding or zeroing of what is left of the request.
     pub(super) fn transfer(&mut self, slot: Slot) {
         let inner = &mut self.0;
         let fd = types::Fd(inner.file.as_raw_fd());
         let Some(flight) = inner.flights.get_mut(usize::from(slot.0)) else {
             return;
         };
-        let Some(request) = flight.request.as_ref().filter(|_| !flight.in_kernel) else {
+        if flight.in_kernel {
             return;
-        };
+        }
+        if flight.means == Some(Means::Zeros) {
+            flight.aim_at_zeros();
+        }
+        let Some(request) = &flight.request else { return };
         let iovecs = &flight.iovecs[flight.first..];
         let (address, offset) = (iovecs.as_ptr(), request.offset + flight.done_len);
         // At most SEGMENT_COUNT_MAX.
         let count = u32::try_from(iovecs.len()).unwrap_or(0);
-        let entry = match request.op {
-            Op::Read => opcode::Readv::new(fd, address, count).offset(offset).build(),
-            Op::Write { .. } | Op::Flush => opcode::Writev::new(fd, address, count).offset(offset).build(),
+        let entry = match (request.op, flight.means.and_then(Means::mode)) {
+            (Op::Read, _) => opcode::Readv::new(fd, address, count).offset(offset).build(),
+            (_, Some(mode)) => opcode::Fallocate::new(fd, request.range_len())
+                .offset(offset)
+                .mode(mode)
+                .build(),
+            (_, None) => opcode::Writev::new(fd, address, count).offset(offset).build(),
         };
         flight.in_kernel = true;
         inner.push(&entry.user_data(u64::from(slot.0)));
@@ -219,7 +269,7 @@ impl Inner {
     fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the file is open as long as `self`. The addresses and the memory behind them belong to a flight that
         // is marked as in the kernel, and which neither `release` nor `drop` lets go before its completion was seen;
-        // nor does anything change its addresses.
+        // nor does anything change its addresses. Zeros that are written are static, and only read.
         let pushed = unsafe { self.ring.submission().push(entry) };
         // There is an entry for each flight and one for the sync, and each has at most one operation.
         debug_assert!(pushed.is_ok());
@@ -309,6 +359,7 @@ impl Flight {
             request: None,
             iovecs,
             first: 0,
+            means: None,
             done_len: 0,
             retries: 0,
             in_kernel: false,
@@ -316,10 +367,12 @@ impl Flight {
     }
 
     /// Find the addresses of a buffer.
-    fn locate(&mut self, buffer: &Buffer) -> Result<(), MemoryError> {
+    fn locate(&mut self, buffer: Option<&Buffer>) -> Result<(), MemoryError> {
         self.iovecs.clear();
         (self.first, self.done_len, self.retries) = (0, 0, 0);
-        let Some(memory) = buffer.memory() else { return Ok(()) };
+        let Some((buffer, memory)) = buffer.and_then(|buffer| Some((buffer, buffer.memory()?))) else {
+            return Ok(());
+        };
         for segment in buffer.segments() {
             let slice = memory.slice(segment.addr, segment.len as usize)?;
             let iov_base = slice.ptr_guard_mut().as_ptr().cast();
@@ -331,12 +384,34 @@ impl Flight {
         Ok(())
     }
 
+    /// Let the next piece be zeros.
+    fn aim_at_zeros(&mut self) {
+        let len = self.request.as_ref().map_or(0, Request::range_len);
+        let mut left = usize::try_from(len - self.done_len).unwrap_or(usize::MAX);
+        self.iovecs.clear();
+        self.first = 0;
+        while left > 0 && self.iovecs.len() < ZEROS_COUNT {
+            let iov_len = left.min(ZEROS.len());
+            // The kernel only reads what it is to write to a file.
+            let iov_base = ZEROS.as_ptr().cast_mut().cast();
+            self.iovecs.push(libc::iovec { iov_base, iov_len });
+            left -= iov_len;
+        }
+    }
+
     /// As [`Uring::advance`].
     fn advance(&mut self, result: Result<u32, Errno>, retries_max: u16) -> Result<bool, IoError> {
         let Some(request) = &self.request else { return Ok(true) };
-        let (op, offset, len_wanted) = (request.op, request.offset, request.buffer.len());
-        let call = if op == Op::Read { "readv" } else { "writev" };
+        let (op, offset, len_wanted) = (request.op, request.offset, request.range_len());
+        let allocating = self.means.is_some_and(|means| means.mode().is_some());
+        let call = match op {
+            Op::Read => "readv",
+            _ if allocating => "fallocate",
+            _ => "writev",
+        };
         match result {
+            // It has no length: it did everything.
+            Ok(_) if allocating => self.done_len = len_wanted,
             Ok(0) if op == Op::Read => {
                 return Err(IoError::EndOfFile {
                     offset: offset + self.done_len,

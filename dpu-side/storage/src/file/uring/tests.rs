@@ -18,7 +18,7 @@ fn flight(ram: &GuestRam, lens: &[u32]) -> Flight {
         .fill(ram.memory(), &segments, 0, u64::from(total))
         .expect("it is long enough");
     let mut flight = Flight::new();
-    flight.locate(&buffer).expect("it is mapped");
+    flight.locate(Some(&buffer)).expect("it is mapped");
     flight.request = Some(Request {
         tag: 0,
         op: Op::Write { durable: false },
