@@ -16,9 +16,10 @@
 //! # What it doesn't implement
 //!
 //! The admin command set, queues in host memory, PRP lists and SGLs, and with them any front end that a stock NVMe
-//! driver could use; of the NVM command set everything but Read, Write and Flush; fused operations, metadata and
-//! protection information, more than one namespace. An unknown opcode is answered with Invalid Command Opcode and Do
-//! Not Retry.
+//! driver could use; of the NVM command set everything but Read, Write, Flush, Write Zeroes and the deallocation of
+//! Dataset Management; fused operations, metadata and protection information, more than one namespace, the event that
+//! tells of a changed size (a front end that resizes tells its own driver). An unknown opcode is answered with Invalid
+//! Command Opcode and Do Not Retry.
 //!
 //! Sections are those of the NVM Express Base Specification 2.0 ("base") and the NVM Command Set Specification 1.0
 //! ("NVM").
@@ -26,10 +27,11 @@
 
 mod command;
 mod controller;
+mod deallocation;
 mod namespace;
 pub mod spec;
 
 pub use command::TRANSFER_LEN_MAX;
 pub use controller::{Busy, Completed, Controller};
 pub use namespace::{LBA_LEN, NSID, Namespace, PHYSICAL_BLOCK_LEN};
-pub use spec::{CompletionEntry, Status, SubmissionEntry};
+pub use spec::{CompletionEntry, Range, Status, SubmissionEntry};

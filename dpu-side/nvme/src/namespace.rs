@@ -1,6 +1,6 @@
 //! The one namespace of a controller.
 
-use outboard_storage::{Backend, Geometry};
+use outboard_storage::{Backend, Geometry, ResizeError};
 
 /// Its namespace id.
 pub const NSID: u32 = 1;
@@ -25,6 +25,13 @@ impl Namespace {
             read_only: read_only || below.read_only,
         };
         Self { backend, geometry }
+    }
+
+    /// Have `size_bytes` from now on.
+    pub(crate) fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
+        self.backend.resize(size_bytes)?;
+        self.geometry.size_bytes = size_bytes;
+        Ok(())
     }
 
     /// Size in logical blocks.

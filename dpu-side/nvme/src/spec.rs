@@ -8,6 +8,10 @@ pub mod opcode {
     pub const WRITE: u8 = 0x01;
     /// Read logical blocks.
     pub const READ: u8 = 0x02;
+    /// Let logical blocks read as zeros.
+    pub const WRITE_ZEROES: u8 = 0x08;
+    /// Tell what ranges of logical blocks are used for.
+    pub const DATASET_MANAGEMENT: u8 = 0x09;
 }
 
 /// The namespace id that means all namespaces (base §3.2.1.2).
@@ -15,6 +19,14 @@ pub const NSID_BROADCAST: u32 = 0xffff_ffff;
 
 /// Force Unit Access, in command dword 12 (NVM §3.2.6).
 const FUA: u32 = 1 << 30;
+/// Deallocate, in command dword 12 of Write Zeroes (NVM §3.2.8).
+const DEAC: u32 = 1 << 25;
+/// Attribute – Deallocate, in command dword 11 of Dataset Management (NVM §3.2.3).
+const AD: u32 = 1 << 2;
+/// The most ranges of one Dataset Management command: NR is 8 bits wide.
+pub const RANGE_COUNT_MAX: usize = 256;
+/// Length of a range in bytes.
+pub const RANGE_LEN: usize = 16;
 /// FUSE, in the second byte of the command (base §3.3.3.1).
 const FUSE_MASK: u8 = 0b11;
 
@@ -50,6 +62,21 @@ impl SubmissionEntry {
     pub fn write(cid: u16, nsid: u32, slba: u64, nlb: u16, fua: bool) -> Self {
         let flags = if fua { FUA } else { 0 };
         Self::new(opcode::WRITE, cid, nsid).with_blocks(slba, u32::from(nlb) | flags)
+    }
+
+    /// Let `nlb` + 1 logical blocks from `slba` read as zeros (NVM §3.2.8); with `deallocate`, their room may be given back;
+    /// with `fua`, complete only once that is durable.
+    pub fn write_zeroes(cid: u16, nsid: u32, slba: u64, nlb: u16, deallocate: bool, fua: bool) -> Self {
+        let flags = if fua { FUA } else { 0 } | if deallocate { DEAC } else { 0 };
+        Self::new(opcode::WRITE_ZEROES, cid, nsid).with_blocks(slba, u32::from(nlb) | flags)
+    }
+
+    /// Deallocate `nr` + 1 ranges, which are the command's data (NVM §3.2.3).
+    pub fn deallocate(cid: u16, nsid: u32, nr: u8) -> Self {
+        let mut entry = Self::new(opcode::DATASET_MANAGEMENT, cid, nsid);
+        entry.put(40, u32::from(nr).to_le_bytes());
+        entry.put(44, AD.to_le_bytes());
+        entry
     }
 
     /// Make durable what was completed before (base §7.1).
@@ -106,6 +133,49 @@ impl SubmissionEntry {
     /// FUA of a write.
     pub fn fua(&self) -> bool {
         u32::from_le_bytes(self.get(48)) & FUA != 0
+    }
+
+    /// DEAC of Write Zeroes.
+    pub fn deac(&self) -> bool {
+        u32::from_le_bytes(self.get(48)) & DEAC != 0
+    }
+
+    /// Number of ranges of Dataset Management: the field NR and one more.
+    pub fn range_count(&self) -> usize {
+        usize::from(self.0[40]) + 1
+    }
+
+    /// AD of Dataset Management: the ranges are to be deallocated, not merely hinted at.
+    pub fn attribute_deallocate(&self) -> bool {
+        u32::from_le_bytes(self.get(44)) & AD != 0
+    }
+}
+
+/// A range of Dataset Management (NVM §3.2.3, figure 32).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Range {
+    /// First logical block.
+    pub slba: u64,
+    /// Number of logical blocks; 0 is none.
+    pub block_count: u32,
+}
+
+impl Range {
+    /// A range as it comes in the data of a command: context attributes, which are hints, length, first block.
+    pub fn from_bytes(bytes: [u8; RANGE_LEN]) -> Self {
+        let [_, _, _, _, c0, c1, c2, c3, slba @ ..] = bytes;
+        Self {
+            slba: u64::from_le_bytes(slba),
+            block_count: u32::from_le_bytes([c0, c1, c2, c3]),
+        }
+    }
+
+    /// Its bytes, without hints.
+    pub fn to_bytes(self) -> [u8; RANGE_LEN] {
+        let mut bytes = [0; RANGE_LEN];
+        bytes[4..8].copy_from_slice(&self.block_count.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.slba.to_le_bytes());
+        bytes
     }
 }
 
@@ -219,6 +289,27 @@ mod tests {
             (entry.nsid(), entry.slba(), entry.block_count(), entry.fua()),
             (0xdead_beef, 99, 65_536, false)
         );
+    }
+
+    #[test]
+    fn ranges_and_zeroes_are_encoded_as_the_specification_draws_them() {
+        let zeroes = SubmissionEntry::write_zeroes(3, 1, 0x0102_0304, 7, true, true).to_bytes();
+        assert_eq!((zeroes[0], &zeroes[40..48]), (0x08, &[4, 3, 2, 1, 0, 0, 0, 0][..]));
+        assert_eq!(zeroes[48..52], [7, 0, 0, 0x42], "FUA is bit 30 and DEAC bit 25");
+        let entry = SubmissionEntry::deallocate(3, 1, 255);
+        let bytes = entry.to_bytes();
+        assert_eq!((bytes[0], &bytes[40..48]), (0x09, &[255, 0, 0, 0, 4, 0, 0, 0][..]));
+        assert_eq!((entry.range_count(), entry.attribute_deallocate()), (256, true));
+
+        let range = Range {
+            slba: 0x0102_0304_0506_0708,
+            block_count: 0x090a_0b0c,
+        };
+        let bytes = [0, 0, 0, 0, 0x0c, 0x0b, 0x0a, 9, 8, 7, 6, 5, 4, 3, 2, 1];
+        assert_eq!(range.to_bytes(), bytes);
+        let mut hinted = bytes;
+        hinted[..4].fill(0xff);
+        assert_eq!(Range::from_bytes(hinted), range);
     }
 
     #[test]

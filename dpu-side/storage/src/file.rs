@@ -136,10 +136,13 @@ impl FileBackend {
 
     fn on_transferred(&mut self, slot: Slot) {
         #[cfg(feature = "recorded-files")]
-        if let Some(request) = self.uring.request(slot)
-            && matches!(request.op, Op::Write { .. })
-        {
-            self.recorder.written(request);
+        if let Some(request) = self.uring.request(slot) {
+            match request.op {
+                Op::Write { .. } => self.recorder.written(request),
+                Op::WriteZeroes { len, .. } => self.recorder.zeroed(request.offset, len),
+                // A discard promises nothing.
+                Op::Read | Op::Flush | Op::Discard { .. } => {}
+            }
         }
         match self.uring.op(slot) {
             Some(op) if op.is_durable() && self.syncs.latched() => self.finish(slot, Err(IoError::Latched)),

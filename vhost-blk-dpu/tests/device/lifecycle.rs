@@ -6,7 +6,9 @@ use std::sync::{
 };
 
 use outboard_ring::{CallFd, KickFd};
-use outboard_storage::{Backend, Busy, Completion, Geometry, MemoryBackend, Request, recording::Recording};
+use outboard_storage::{
+    Backend, Busy, Completion, Geometry, MemoryBackend, Request, ResizeError, recording::Recording,
+};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_blk_dpu::{BlkUnit, DEFAULT_FEATURES, VolumeCounters};
@@ -39,6 +41,9 @@ fn gated(depth: usize) -> (Box<Gated>, mpsc::Sender<()>) {
 impl Backend for Gated {
     fn geometry(&self) -> Geometry {
         self.inner.geometry()
+    }
+    fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
+        self.inner.resize(size_bytes)
     }
     fn depth(&self) -> usize {
         self.depth

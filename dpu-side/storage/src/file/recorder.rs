@@ -57,6 +57,11 @@ impl Recorder {
         }
     }
 
+    /// The range reads as zeros.
+    pub(super) fn zeroed(&mut self, offset: u64, len: u64) {
+        self.note(b'Z', offset, len, &[]);
+    }
+
     /// A sync begins.
     pub(super) fn sync_begins(&mut self) {
         self.note(b'S', 0, 0, &[]);

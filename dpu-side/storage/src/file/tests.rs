@@ -125,7 +125,7 @@ fn zeros_that_no_file_system_makes_are_written_piece_by_piece() {
     const LEN: u64 = (5 << 20) / 2 + 512;
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), vec![7; 3 << 20]).expect("it is written");
-    let mut backend = crate::open_file(file.path(), 3 << 20, false).expect("it opens");
+    let mut backend = open_file(file.path(), 3 << 20, false).expect("it opens");
     for means in [Means::Punch, Means::ZeroRange] {
         let next = backend.abilities.next(ZEROES, means, Errno::EOPNOTSUPP);
         assert!(next.is_ok());
