@@ -4,12 +4,15 @@
 //! send what a hostile VMM sends.
 
 mod blk;
+mod load;
 mod net;
+mod rings;
 
 use std::{
-    io::{self, IoSlice, Read},
+    io::{self, IoSlice, IoSliceMut, Read},
+    mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, BorrowedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     path::Path,
@@ -17,9 +20,12 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 pub use blk::BlkGuest;
+pub use load::{BlkLoad, F_BLK_FLUSH, F_BLK_MQ, F_EVENT_IDX, F_INDIRECT_DESC, LockIt, Progress};
 pub use net::{NetGuest, echo_frame};
+pub use rings::{F_VERSION_1, Ring, Rings, Wanted};
 
 /// How long the back end has to answer.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
@@ -35,7 +41,10 @@ pub enum Request {
     GetFeatures = 1,
     SetFeatures = 2,
     SetOwner = 3,
+    ResetOwner = 4,
     SetMemTable = 5,
+    SetLogBase = 6,
+    SetLogFd = 7,
     SetVringNum = 8,
     SetVringAddr = 9,
     SetVringBase = 10,
@@ -45,13 +54,42 @@ pub enum Request {
     SetVringErr = 14,
     GetProtocolFeatures = 15,
     SetProtocolFeatures = 16,
+    GetQueueNum = 17,
     SetVringEnable = 18,
+    NetSetMtu = 20,
+    SetBackendReqFd = 21,
+    GetConfig = 24,
+    SetConfig = 25,
+    GetInflightFd = 31,
+    SetInflightFd = 32,
+    ResetDevice = 34,
+    GetMaxMemSlots = 36,
+    AddMemReg = 37,
+    RemMemReg = 38,
 }
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// `VHOST_F_LOG_ALL`.
+pub const F_LOG_ALL: u64 = 1 << 26;
+/// `VHOST_USER_PROTOCOL_F_MQ`.
+pub const PROTOCOL_F_MQ: u64 = 1 << 0;
+/// `VHOST_USER_PROTOCOL_F_LOG_SHMFD`.
+pub const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
 /// `VHOST_USER_PROTOCOL_F_REPLY_ACK`.
 pub const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
+/// `VHOST_USER_PROTOCOL_F_MTU`.
+pub const PROTOCOL_F_MTU: u64 = 1 << 4;
+/// `VHOST_USER_PROTOCOL_F_BACKEND_REQ`.
+pub const PROTOCOL_F_BACKEND_REQ: u64 = 1 << 5;
+/// `VHOST_USER_PROTOCOL_F_CONFIG`.
+pub const PROTOCOL_F_CONFIG: u64 = 1 << 9;
+/// `VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`.
+pub const PROTOCOL_F_INFLIGHT_SHMFD: u64 = 1 << 12;
+/// `VHOST_USER_PROTOCOL_F_RESET_DEVICE`.
+pub const PROTOCOL_F_RESET_DEVICE: u64 = 1 << 13;
+/// `VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS`.
+pub const PROTOCOL_F_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 
 /// A connection to a vhost-user back end.
 #[derive(Debug)]
@@ -125,6 +163,10 @@ impl Frontend {
     pub fn reply(&self, request: Request) -> io::Result<Vec<u8>> {
         let mut header = [0; 12];
         (&self.stream).read_exact(&mut header)?;
+        self.rest_of_reply(request, &header)
+    }
+
+    fn rest_of_reply(&self, request: Request, header: &[u8; 12]) -> io::Result<Vec<u8>> {
         let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         if word(0) != request as u32 {
             return Err(io::Error::other(format!(
@@ -135,6 +177,29 @@ impl Frontend {
         let mut payload = vec![0; usize::try_from(word(8)).map_err(io::Error::other)?.min(4096)];
         (&self.stream).read_exact(&mut payload)?;
         Ok(payload)
+    }
+
+    /// Reads the reply to `request` with the descriptor that comes along.
+    pub fn reply_with_fd(&self, request: Request) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        let mut header = [0; 12];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut header)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
+        )?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if got.bytes < header.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((self.rest_of_reply(request, &header)?, fds.pop()))
     }
 
     fn reply_u64(&self, request: Request) -> io::Result<u64> {

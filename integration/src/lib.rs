@@ -5,8 +5,12 @@
 pub mod binaries;
 pub mod frontend;
 pub mod guest;
+pub mod ledger;
 pub mod process;
+pub mod random;
+pub mod record;
 pub mod setup;
 pub mod site;
+pub mod spread;
 pub mod stack;
 pub mod wait;

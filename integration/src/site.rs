@@ -28,6 +28,8 @@ const DAEMONS: [&str; 3] = ["broker", "dpu", "shim"];
 pub struct Site {
     folder: TempDir,
     binaries: Binaries,
+    /// Environment of the daemons that are started one by one.
+    environment: Vec<(&'static str, String)>,
     processes: [Option<Process>; 3],
 }
 
@@ -35,9 +37,30 @@ impl Site {
     /// Enrols a card by `outboard up`, stops that, and starts the daemons one by one from the configuration it left.
     /// The broker keeps its port from then on, as a real one does, and the shim attaches the ports at its start.
     pub fn new(topology: &str) -> Outcome<Self> {
+        Self::prepared(topology, Binaries::build()?, |_| Vec::new())
+    }
+
+    /// The same with a test build of the DPU, whose volumes in files leave records in the folder `record` beside the run
+    /// folder, and with the checks named in `off` switched off.
+    pub fn recorded(topology: &str, off: &str) -> Outcome<Self> {
+        Self::prepared(topology, Binaries::build_switchable()?, |folder| {
+            vec![
+                ("OUTBOARD_RECORD", folder.join("record").display().to_string()),
+                ("OUTBOARD_CHECKS_OFF", off.to_owned()),
+            ]
+        })
+    }
+
+    fn prepared(
+        topology: &str,
+        binaries: Binaries,
+        environment: impl FnOnce(&Path) -> Vec<(&'static str, String)>,
+    ) -> Outcome<Self> {
+        let folder = tempfile::Builder::new().prefix("outboard.").tempdir()?;
         let site = Self {
-            folder: tempfile::Builder::new().prefix("outboard.").tempdir()?,
-            binaries: Binaries::build()?,
+            environment: environment(folder.path()),
+            folder,
+            binaries,
             processes: [None, None, None],
         };
         let file = site.file("topology.toml", topology)?;
@@ -83,6 +106,17 @@ impl Site {
         self.folder.path()
     }
 
+    /// The process id of a daemon that runs.
+    pub fn pid(&self, daemon: &str) -> Option<u32> {
+        self.processes[index(daemon)].as_ref().map(Process::pid)
+    }
+
+    /// Sends a daemon a signal.
+    pub fn signal(&self, daemon: &str, signal: Signal) -> Outcome {
+        let process = self.processes[index(daemon)].as_ref().ok_or("it does not run")?;
+        Ok(process.signal(signal)?)
+    }
+
     /// Writes a file beside the run folder.
     pub fn file(&self, name: &str, text: &str) -> io::Result<PathBuf> {
         let path = self.folder.path().join(name);
@@ -114,6 +148,7 @@ impl Site {
             &program,
             |command| {
                 command.args(["run", "--config"]).arg(config);
+                command.envs(self.environment.iter().map(|(name, value)| (name, value)));
             },
             &self.log_path(daemon),
         )?;
