@@ -2,7 +2,7 @@
 
 use outboard_ring::RingError;
 
-use crate::{FRAME_LEN_MAX, FRAME_MTU_LEN_MAX, offload::OffloadError, packet::ParseError};
+use crate::{FRAME_LEN_MAX, offload::OffloadError, packet::ParseError};
 
 /// Why a queue is not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,8 +25,11 @@ pub enum TxRefusal {
     #[error("guest sent a frame of more than {FRAME_LEN_MAX} bytes")]
     Oversize,
     /// Longer than the MTU, and not to be segmented.
-    #[error("guest sent a frame of more than {FRAME_MTU_LEN_MAX} bytes that is not to be segmented")]
-    OverMtu,
+    #[error("guest sent a frame of more than {len_max} bytes, its MTU's most, that is not to be segmented")]
+    OverMtu {
+        /// The most its MTU allows, in bytes.
+        len_max: usize,
+    },
     /// It contradicts itself.
     #[error(transparent)]
     Parse(#[from] ParseError),
@@ -47,6 +50,9 @@ pub enum RxDrop {
     /// The buffers are too small for the frame.
     #[error("guest's receive buffers are too small for the frame")]
     BufferTooSmall,
+    /// The frame is longer than the receiver's MTU, and not to be segmented by the receiver.
+    #[error("the frame is longer than the receiving guest's MTU")]
+    OverMtu,
     /// The queue has failed, now or earlier.
     #[error("guest's receive queue has failed")]
     Broken,

@@ -1,7 +1,8 @@
 //! `struct virtio_net_hdr` (virtio 1.3 §5.1.6): 12 bytes, little-endian, always with `num_buffers` under VERSION_1.
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 
 /// Size of the header, in bytes, whatever else was negotiated (virtio 1.3 §5.1.6.1).
@@ -15,6 +16,10 @@ pub const GSO_NONE: u8 = narrow(VIRTIO_NET_HDR_GSO_NONE);
 pub const GSO_TCPV4: u8 = narrow(VIRTIO_NET_HDR_GSO_TCPV4);
 /// `gso_type`: TCP over IPv6, to be cut into packets with `gso_size` bytes of payload.
 pub const GSO_TCPV6: u8 = narrow(VIRTIO_NET_HDR_GSO_TCPV6);
+/// `gso_type`: UDP over either IP, to be cut into datagrams with `gso_size` bytes of payload.
+pub const GSO_UDP_L4: u8 = narrow(VIRTIO_NET_HDR_GSO_UDP_L4);
+/// A bit of `gso_type`: the TCP segment has CWR set.
+pub const GSO_ECN: u8 = narrow(VIRTIO_NET_HDR_GSO_ECN);
 
 const fn narrow(constant: u32) -> u8 {
     assert!(constant <= 0xff);

@@ -25,7 +25,7 @@ pub mod rx;
 pub mod segment;
 pub mod tx;
 
-pub use queue::{QUEUE_COUNT, QUEUE_SIZE_MAX, Queue, RX_QUEUE, TX_QUEUE};
+pub use queue::{QUEUE_COUNT, QUEUE_PAIRS_MAX, QUEUE_SIZE_MAX, Queue, QueueKind};
 
 use packet::ETHERNET_HEADER_LEN;
 
@@ -36,8 +36,13 @@ pub const HEAD_LEN_MAX: usize = 256;
 /// (virtio 1.3 §5.1.6.3.1).
 pub const FRAME_LEN_MAX: usize = 65_550;
 
-/// IP packets larger than this must be TCP to be segmented, in bytes.
-pub const MTU_LEN_MAX: usize = 1_500;
+/// The MTU while the VMM has told none, or the driver did not take the feature: what Ethernet has, in bytes.
+pub const MTU_DEFAULT: u16 = 1_500;
 
-/// Largest frame that is not to be segmented, in bytes without the virtio header.
-pub const FRAME_MTU_LEN_MAX: usize = ETHERNET_HEADER_LEN + MTU_LEN_MAX;
+/// The least MTU a VMM may tell, in bytes (virtio 1.3 §5.1.4.1).
+pub const MTU_MIN: u16 = 68;
+
+/// Largest frame by an MTU that is not to be segmented, in bytes without the virtio header.
+pub const fn frame_len_max(mtu: u16) -> usize {
+    ETHERNET_HEADER_LEN + mtu as usize
+}

@@ -12,10 +12,9 @@
 use outboard_controls::{Check, on};
 
 use crate::{
-    FRAME_MTU_LEN_MAX,
     checksum::pseudo_header,
     features::Accepted,
-    header::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
+    header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader},
     packet::{
         Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet, TCP_HEADER_LEN_MIN,
         UDP_HEADER_LEN,
@@ -27,6 +26,10 @@ const TUNNEL_PROTOCOLS: [u8; 3] = [4, 41, 47];
 
 /// Offset of the checksum field in TCP's header (RFC 9293 §3.1).
 const TCP_CHECKSUM_OFFSET: u16 = 16;
+/// Offsets of TCP's data offset and flags, and one of the flags (RFC 9293 §3.1).
+const TCP_DATA_OFFSET: usize = 12;
+const TCP_FLAGS: usize = 13;
+const CWR: u8 = 0x80;
 /// Offset of the checksum field in UDP's header (RFC 768).
 const UDP_CHECKSUM_OFFSET: u16 = 6;
 
@@ -34,6 +37,10 @@ const UDP_CHECKSUM_OFFSET: u16 = 6;
 /// (`tcp_min_snd_mss` 48, less timestamps); without a limit, segments of one byte would make one frame hold up every
 /// other port for as long as 65,000 frames.
 pub const SEGMENT_COUNT_MAX: usize = 2_048;
+
+/// Datagrams that one frame for a group may be cut into. Every member of the group is given each of them; Linux' own
+/// limit for any frame is 128 (`UDP_MAX_SEGMENTS`).
+pub const GROUP_SEGMENT_COUNT_MAX: usize = 128;
 
 /// Why a sender's virtio header is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +54,7 @@ pub enum OffloadError {
     /// `csum_start` or `csum_offset` is not the protocol's.
     #[error("guest pointed the checksum at another place than the protocol's field")]
     ChecksumPlace,
-    /// `gso_type` is not the frame's protocol, came without a checksum, or with a frame for a group: TCP has none.
+    /// `gso_type` is not the frame's protocol, came without a checksum, or is TCP's in a frame for a group.
     #[error("guest asked for a segmentation that is not its frame's protocol")]
     SegmentationType,
     /// `gso_size` is zero, gives packets beyond the MTU or too many of them, or `hdr_len` is beyond the frame.
@@ -71,10 +78,14 @@ pub struct PartialChecksum {
     pub inner: bool,
 }
 
-/// The frame is one large TCP segment, to be cut.
+/// The frame is one large TCP segment or UDP datagram, to be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segmentation {
-    /// Ethernet, IP and TCP headers, in bytes.
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// TCP with CWR set: a receiver has to know that it is on the first packet only (RFC 3168 §6.1.2).
+    pub cwr: bool,
+    /// Ethernet, IP and transport headers, in bytes.
     pub headers_len: usize,
     /// Payload of each packet but the last, in bytes.
     pub payload_len: usize,
@@ -105,22 +116,41 @@ impl Offload {
 
     /// Can a receiver with these features take the frame as it is?
     pub fn suits(&self, receiver: Accepted) -> bool {
-        let segmentation = match self.segmentation {
-            Some(Segmentation {
-                addresses: IpAddresses::V4(..),
-                ..
-            }) => receiver.guest_tso4,
-            Some(Segmentation {
-                addresses: IpAddresses::V6(..),
-                ..
-            }) => receiver.guest_tso6,
-            None => true,
-        };
-        segmentation
+        self.segmentation.is_none_or(|segmentation| segmentation.suits(receiver))
             && self
                 .checksum
                 .is_none_or(|checksum| receiver.guest_csum && !checksum.inner)
     }
+}
+
+impl Segmentation {
+    fn suits(&self, receiver: Accepted) -> bool {
+        let v6 = matches!(self.addresses, IpAddresses::V6(..));
+        match (self.protocol, v6) {
+            (IP_PROTOCOL_UDP, false) => receiver.guest_uso4,
+            (IP_PROTOCOL_UDP, true) => receiver.guest_uso6,
+            (_, false) => receiver.guest_tso4 && (receiver.guest_ecn || !self.cwr),
+            (_, true) => receiver.guest_tso6 && (receiver.guest_ecn || !self.cwr),
+        }
+    }
+
+    /// The `gso_type` that says so.
+    fn gso_type(&self) -> u8 {
+        match (self.protocol, self.addresses) {
+            (IP_PROTOCOL_UDP, _) => GSO_UDP_L4,
+            (_, IpAddresses::V4(..)) => GSO_TCPV4 | if self.cwr { GSO_ECN } else { 0 },
+            (_, IpAddresses::V6(..)) => GSO_TCPV6 | if self.cwr { GSO_ECN } else { 0 },
+        }
+    }
+}
+
+/// Who sends: what its driver took, and the largest frame it may send unsegmented, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    /// The features its driver took.
+    pub accepted: Accepted,
+    /// The largest frame by its MTU, in bytes without the virtio header.
+    pub frame_len_max: usize,
 }
 
 /// Checks what the sender asks for, and writes the pseudo-header's sum, as we compute it, into the private bytes.
@@ -131,7 +161,7 @@ pub fn check(
     packet: &Packet,
     head: &mut [u8],
     frame_len: usize,
-    sender: Accepted,
+    sender: Sender,
 ) -> Result<Offload, OffloadError> {
     let checked = check_inner(asked, packet, head, frame_len, sender);
     if checked.is_err() && !on(Check::OffloadFromParse) {
@@ -161,7 +191,7 @@ fn check_inner(
     packet: &Packet,
     head: &[u8],
     frame_len: usize,
-    sender: Accepted,
+    sender: Sender,
 ) -> Result<Offload, OffloadError> {
     // Flags the device does not know are ignored (virtio 1.3 §5.1.6.2.2); DATA_VALID is a receiver's flag.
     if asked.flags & NEEDS_CSUM == 0 {
@@ -170,7 +200,7 @@ fn check_inner(
             _ => Err(OffloadError::SegmentationType),
         };
     }
-    if !sender.host_csum {
+    if !sender.accepted.host_csum {
         return Err(OffloadError::NotNegotiated);
     }
     let NetworkLayer::Ip(ip) = packet.network else {
@@ -188,8 +218,7 @@ fn check_inner(
     }
     let segmentation = match asked.gso_type {
         GSO_NONE => None,
-        _ if packet.destination[0] & 1 != 0 => return Err(OffloadError::SegmentationType),
-        _ => segmentation(asked, &ip, head, frame_len, sender)?,
+        _ => segmentation(asked, (packet, &ip), head, frame_len, sender)?,
     };
     let checksum = PartialChecksum {
         start: ip.transport_offset,
@@ -205,7 +234,7 @@ fn check_inner(
         ..NetHeader::default()
     };
     if let Some(segmentation) = &segmentation {
-        header.gso_type = asked.gso_type;
+        header.gso_type = segmentation.gso_type();
         header.gso_size = asked.gso_size;
         header.hdr_len = u16::try_from(segmentation.headers_len).map_err(|_| OffloadError::SegmentationSize)?;
     }
@@ -259,51 +288,74 @@ fn udp_len(head: &[u8], ip: &IpPacket) -> Option<usize> {
 /// The segmentation asked for; none if one segment holds all (senders may leave the type set on such frames).
 fn segmentation(
     asked: &NetHeader,
-    ip: &IpPacket,
+    (packet, ip): (&Packet, &IpPacket),
     head: &[u8],
     frame_len: usize,
-    sender: Accepted,
+    sender: Sender,
 ) -> Result<Option<Segmentation>, OffloadError> {
-    let v6 = matches!(ip.addresses, IpAddresses::V6(..));
-    let (expected, negotiated) = if v6 {
-        (GSO_TCPV6, sender.host_tso6)
-    } else {
-        (GSO_TCPV4, sender.host_tso4)
+    let group = packet.destination[0] & 1 != 0;
+    let count_max = match ip.protocol {
+        IP_PROTOCOL_UDP if group => GROUP_SEGMENT_COUNT_MAX,
+        IP_PROTOCOL_TCP if group => return Err(OffloadError::SegmentationType),
+        _ => SEGMENT_COUNT_MAX,
     };
-    if asked.gso_type != expected || ip.protocol != IP_PROTOCOL_TCP {
-        return Err(OffloadError::SegmentationType);
-    }
-    if !negotiated {
-        return Err(OffloadError::NotNegotiated);
-    }
+    segmentation_type(asked, ip, sender.accepted)?;
     // Padding would become payload of the last segment.
     if ip.transport_offset + ip.transport_len != frame_len || usize::from(asked.hdr_len) > frame_len {
         return Err(OffloadError::SegmentationSize);
     }
-    let data_offset = head
-        .get(ip.transport_offset + 12)
-        .ok_or(OffloadError::SegmentationSize)?;
-    let tcp_header_len = usize::from(data_offset >> 4) * 4;
-    let headers_len = ip.transport_offset + tcp_header_len;
-    if tcp_header_len < TCP_HEADER_LEN_MIN || tcp_header_len > ip.transport_len || headers_len > head.len() {
-        return Err(OffloadError::SegmentationSize);
-    }
+    let (header_len, cwr) = transport_header(ip, head).ok_or(OffloadError::SegmentationSize)?;
+    let headers_len = ip.transport_offset + header_len;
     let payload_len = usize::from(asked.gso_size);
-    if payload_len == 0 || headers_len + payload_len > FRAME_MTU_LEN_MAX {
+    if header_len > ip.transport_len
+        || headers_len > head.len()
+        || payload_len == 0
+        || headers_len + payload_len > sender.frame_len_max
+    {
         return Err(OffloadError::SegmentationSize);
     }
     let payload_total = frame_len - headers_len;
     if payload_total <= payload_len {
         return Ok(None);
     }
-    if payload_total.div_ceil(payload_len) > SEGMENT_COUNT_MAX {
+    if payload_total.div_ceil(payload_len) > count_max {
         return Err(OffloadError::SegmentationSize);
     }
     Ok(Some(Segmentation {
+        protocol: ip.protocol,
+        cwr,
         headers_len,
         payload_len,
         addresses: ip.addresses,
     }))
+}
+
+/// Is `gso_type` that of the frame's protocol, and was it negotiated? The ECN bit is a claim about CWR, and leave to
+/// make it is all that is looked at here.
+fn segmentation_type(asked: &NetHeader, ip: &IpPacket, sender: Accepted) -> Result<(), OffloadError> {
+    let v6 = matches!(ip.addresses, IpAddresses::V6(..));
+    let ecn = asked.gso_type & GSO_ECN != 0;
+    let negotiated = match (ip.protocol, asked.gso_type & !GSO_ECN) {
+        (IP_PROTOCOL_TCP, GSO_TCPV4) if !v6 => sender.host_tso4,
+        (IP_PROTOCOL_TCP, GSO_TCPV6) if v6 => sender.host_tso6,
+        (IP_PROTOCOL_UDP, GSO_UDP_L4) if !ecn => sender.host_uso,
+        _ => return Err(OffloadError::SegmentationType),
+    };
+    if !negotiated || ecn && !sender.host_ecn {
+        return Err(OffloadError::NotNegotiated);
+    }
+    Ok(())
+}
+
+/// Length of the TCP or UDP header, and whether it is TCP with CWR set. `None` if it is impossible.
+fn transport_header(ip: &IpPacket, head: &[u8]) -> Option<(usize, bool)> {
+    if ip.protocol == IP_PROTOCOL_UDP {
+        return Some((UDP_HEADER_LEN, false));
+    }
+    let transport = head.get(ip.transport_offset..)?;
+    let len = usize::from(transport.get(TCP_DATA_OFFSET)? >> 4) * 4;
+    let cwr = transport.get(TCP_FLAGS)? & CWR != 0;
+    (len >= TCP_HEADER_LEN_MIN).then_some((len, cwr))
 }
 
 #[cfg(test)]

@@ -3,13 +3,17 @@ use outboard_controls::Off;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{HEAD_LEN_MAX, features::FEATURES, header::GSO_TCPV4, packet};
+use crate::{HEAD_LEN_MAX, MTU_DEFAULT, features::FEATURES, frame_len_max, header::GSO_TCPV4, packet};
 
 fn accepted() -> Accepted {
     Accepted::from_bits(FEATURES).expect("VERSION_1 is offered")
 }
 
-fn ask(asked: NetHeader, frame: &[u8], sender: Accepted) -> Result<(Offload, Vec<u8>), OffloadError> {
+fn ask(asked: NetHeader, frame: &[u8], accepted: Accepted) -> Result<(Offload, Vec<u8>), OffloadError> {
+    let sender = Sender {
+        accepted,
+        frame_len_max: frame_len_max(MTU_DEFAULT),
+    };
     let mut head = frame[..frame.len().min(HEAD_LEN_MAX)].to_vec();
     let packet = packet::parse(&head, frame.len()).expect("it is in order");
     check(&asked, &packet, &mut head, frame.len(), sender).map(|offload| (offload, head))
@@ -52,6 +56,14 @@ const TSO: NetHeader = NetHeader {
     ..CHECKSUM
 };
 
+const USO: NetHeader = NetHeader {
+    gso_type: GSO_UDP_L4,
+    gso_size: 1000,
+    hdr_len: 42,
+    csum_offset: 6,
+    ..CHECKSUM
+};
+
 #[test]
 fn the_receivers_header_is_ours() {
     let frame = tcp4(5000);
@@ -76,6 +88,8 @@ fn the_receivers_header_is_ours() {
     assert_eq!(
         offload.segmentation,
         Some(Segmentation {
+            protocol: IP_PROTOCOL_TCP,
+            cwr: false,
             headers_len: 54,
             payload_len: 1000,
             addresses
@@ -163,9 +177,28 @@ fn what_the_frame_does_not_bear_out_is_refused() {
             E::SegmentationType,
         ),
         (
-            "ECN, which is not offered",
+            "UDP's type on TCP",
             NetHeader {
-                gso_type: GSO_TCPV4 | 0x80,
+                gso_type: GSO_UDP_L4,
+                ..TSO
+            },
+            &tcp,
+            E::SegmentationType,
+        ),
+        (
+            "ECN on UDP",
+            NetHeader {
+                gso_type: GSO_UDP_L4 | GSO_ECN,
+                csum_offset: 6,
+                ..TSO
+            },
+            &udp,
+            E::SegmentationType,
+        ),
+        (
+            "ECN alone",
+            NetHeader {
+                gso_type: GSO_ECN,
                 ..TSO
             },
             &tcp,
@@ -270,6 +303,22 @@ fn offloads_that_were_not_negotiated_are_refused() {
     };
     assert_eq!(ask(TSO, &frame, no_tso), Err(OffloadError::NotNegotiated));
     assert!(ask(CHECKSUM, &tcp4(100), no_tso).is_ok());
+    let ecn = NetHeader {
+        gso_type: GSO_TCPV4 | GSO_ECN,
+        ..TSO
+    };
+    let no_ecn = Accepted {
+        host_ecn: false,
+        ..accepted()
+    };
+    assert_eq!(ask(ecn, &frame, no_ecn), Err(OffloadError::NotNegotiated));
+    assert!(ask(ecn, &frame, accepted()).is_ok());
+    let no_uso = Accepted {
+        host_uso: false,
+        ..accepted()
+    };
+    assert_eq!(ask(USO, &udp4(3000), no_uso), Err(OffloadError::NotNegotiated));
+    assert!(ask(USO, &udp4(3000), accepted()).is_ok());
     let no_checksum = Accepted {
         host_csum: false,
         ..accepted()
@@ -329,7 +378,61 @@ fn one_frame_is_not_cut_into_more_packets_than_a_limit() {
 }
 
 #[test]
-fn a_frame_for_a_group_is_not_segmented() {
+fn cwr_is_found_in_the_frame_and_not_believed() {
+    let mut frame = tcp4(3000);
+    let ecn = NetHeader {
+        gso_type: GSO_TCPV4 | GSO_ECN,
+        ..TSO
+    };
+    let without = Accepted {
+        guest_ecn: false,
+        ..accepted()
+    };
+    for asked in [TSO, ecn] {
+        let (offload, _) = ask(asked, &frame, accepted()).expect("honest enough");
+        assert_eq!(offload.header.gso_type, GSO_TCPV4);
+        assert!(offload.suits(without));
+    }
+    frame[47] |= 0x80;
+    for asked in [TSO, ecn] {
+        let (offload, _) = ask(asked, &frame, accepted()).expect("honest enough");
+        assert_eq!(offload.header.gso_type, GSO_TCPV4 | GSO_ECN);
+        assert!(offload.suits(accepted()) && !offload.suits(without));
+    }
+}
+
+#[test]
+fn udp_is_segmented_for_receivers_that_say_so() {
+    let (offload, _) = ask(USO, &udp4(2500), accepted()).expect("honest");
+    assert_eq!(offload.header, USO);
+    assert_eq!(offload.packet_count(2542), 3);
+    assert!(offload.suits(accepted()));
+    assert!(!offload.suits(Accepted {
+        guest_uso4: false,
+        ..accepted()
+    }));
+    assert!(offload.suits(Accepted {
+        guest_uso6: false,
+        guest_tso4: false,
+        guest_ecn: false,
+        ..accepted()
+    }));
+}
+
+#[test]
+fn a_datagram_for_a_group_is_cut_into_fewer() {
+    let asked = NetHeader { gso_size: 10, ..USO };
+    let most = 10 * GROUP_SEGMENT_COUNT_MAX;
+    assert!(ask(asked, &udp4(most + 1), accepted()).is_ok());
+    for (len, want) in [(most, Ok(())), (most + 1, Err(OffloadError::SegmentationSize))] {
+        let mut frame = udp4(len);
+        frame[0] |= 1;
+        assert_eq!(ask(asked, &frame, accepted()).map(|_| ()), want);
+    }
+}
+
+#[test]
+fn tcp_for_a_group_is_not_segmented() {
     let mut frame = tcp4(3000);
     assert!(ask(TSO, &frame, accepted()).is_ok());
     frame[0] |= 1;

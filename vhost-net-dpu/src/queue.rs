@@ -4,24 +4,62 @@ use outboard_ring::{CallFd, Chain, KickFd, RingError, RingLog, Signals, SplitRin
 use outboard_vhost_user::QueueResources;
 
 use crate::{
+    MTU_DEFAULT,
     error::{QueueFailure, StartError},
     features::Accepted,
+    frame_len_max,
 };
 
-/// Index of the receive queue (virtio 1.3 §5.1.2).
-pub const RX_QUEUE: u16 = 0;
-/// Index of the transmit queue.
-pub const TX_QUEUE: u16 = 1;
-/// Queues served: one pair.
-pub const QUEUE_COUNT: u16 = 2;
+/// Queue pairs a device may have.
+pub const QUEUE_PAIRS_MAX: u16 = 16;
+/// Queues served: of each pair, one to receive and one to transmit.
+pub const QUEUE_COUNT: u16 = 2 * QUEUE_PAIRS_MAX;
 /// Largest queue that is offered.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// What a queue is for. Queue 2 N receives and queue 2 N + 1 transmits, N from 0 (virtio 1.3 §5.1.2). There is no control
+/// queue among them: that is the VMM's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueKind {
+    /// Receives.
+    Rx {
+        /// The pair it is of.
+        pair: u16,
+    },
+    /// Transmits.
+    Tx {
+        /// The pair it is of.
+        pair: u16,
+    },
+}
+
+impl QueueKind {
+    /// Of the queue with this index; `None` if the device has no such queue.
+    pub const fn of(index: u16) -> Option<Self> {
+        let pair = index / 2;
+        match index {
+            QUEUE_COUNT.. => None,
+            _ if index.is_multiple_of(2) => Some(Self::Rx { pair }),
+            _ => Some(Self::Tx { pair }),
+        }
+    }
+
+    /// The queue's index.
+    pub const fn index(self) -> u16 {
+        match self {
+            Self::Rx { pair } => 2 * pair,
+            Self::Tx { pair } => 2 * pair + 1,
+        }
+    }
+}
 
 /// A running virtqueue of a network device.
 #[derive(Debug)]
 pub struct Queue {
     pub(crate) ring: SplitRing,
     pub(crate) accepted: Accepted,
+    /// Largest frame that is not to be segmented, by the MTU, in bytes without the virtio header.
+    pub(crate) frame_len_max: usize,
     kick: Option<KickFd>,
     call: Option<CallFd>,
     /// Used entries were staged since the last flush.
@@ -42,12 +80,19 @@ impl Queue {
         Ok(Self {
             ring,
             accepted,
+            frame_len_max: frame_len_max(MTU_DEFAULT),
             kick,
             call,
             staged: false,
             call_due: true,
             failure: None,
         })
+    }
+
+    /// The VMM told an MTU, or none. One that the driver does not know of is not held against it.
+    pub fn set_mtu(&mut self, mtu: Option<u16>) {
+        let told = mtu.filter(|_| self.accepted.mtu);
+        self.frame_len_max = frame_len_max(told.unwrap_or(MTU_DEFAULT));
     }
 
     pub(crate) fn pop(&mut self, chain: &mut Chain) -> bool {

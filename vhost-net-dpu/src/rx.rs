@@ -6,7 +6,7 @@ use outboard_vhost_user::QueueResources;
 use crate::{
     error::{RxDrop, StartError},
     features::Accepted,
-    header::{HEADER_LEN, NetHeader},
+    header::{GSO_NONE, HEADER_LEN, NetHeader},
     queue::Queue,
 };
 
@@ -82,6 +82,11 @@ impl RxQueue {
             return Err(RxDrop::Broken);
         }
         let total = HEADER_LEN + head.len() + payload.len();
+        // A frame that the guest segments itself is no longer than its own segments (Linux' bridge asks the same of a
+        // port: `is_skb_forwardable`).
+        if total - HEADER_LEN > self.queue.frame_len_max && header.gso_type == GSO_NONE {
+            return Err(RxDrop::OverMtu);
+        }
         let count = self.reserve(total)?;
         let num_buffers = u16::try_from(count).unwrap_or(u16::MAX);
         if let Err(drop) = self.write(NetHeader { num_buffers, ..header }, head, payload) {

@@ -1,15 +1,15 @@
-//! Cutting one large TCP segment into packets for a receiver that takes none larger than its MTU.
+//! Cutting one large TCP segment or UDP datagram into packets for a receiver that takes none larger than its MTU.
 //!
 //! Each packet gets the large one's headers with: its own IP length, IPv4 identification counted up (RFC 6864 wants it
-//! unique only where fragments may be made) and header checksum, its own sequence number (RFC 9293 §3.4), FIN and PSH
-//! on the last packet only, CWR on the first only (RFC 3168 §6.1.2), and the pseudo-header's sum in the checksum
-//! field, for whoever completes it.
+//! unique only where fragments may be made) and header checksum, and the pseudo-header's sum in the checksum field,
+//! for whoever completes it. TCP gets its own sequence number (RFC 9293 §3.4), FIN and PSH on the last packet only, CWR
+//! on the first only (RFC 3168 §6.1.2); UDP its own length (RFC 768).
 
 use crate::{
     HEAD_LEN_MAX,
     checksum::{ipv4_header, pseudo_header},
     offload::{PartialChecksum, Segmentation},
-    packet::{ETHERNET_HEADER_LEN, IP_PROTOCOL_TCP, IpAddresses},
+    packet::{ETHERNET_HEADER_LEN, IP_PROTOCOL_UDP, IpAddresses},
 };
 
 /// Offsets in IPv4's and IPv6's header, from the start of the frame.
@@ -21,6 +21,8 @@ const IPV6_HEADER_LEN: usize = 40;
 /// Offsets in TCP's header.
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;
+/// Offset in UDP's header.
+const UDP_LEN: usize = 4;
 /// TCP flags.
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -40,7 +42,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Ethernet, IP and TCP headers.
+    /// Ethernet, IP and transport headers.
     pub fn headers(&self) -> &[u8] {
         self.headers.get(..self.headers_len).unwrap_or_default()
     }
@@ -89,23 +91,18 @@ impl<'a> Segments<'a> {
         } else {
             self.set_ipv4(&mut headers, transport_len)?;
         }
-        let tcp = headers.get_mut(self.checksum.start..)?;
-        let sent = u32::try_from(self.next_offset - headers_len).ok()?;
-        let sequence = u32::from_be_bytes(*tcp.get(TCP_SEQUENCE..)?.first_chunk()?).wrapping_add(sent);
-        put(tcp, TCP_SEQUENCE, sequence.to_be_bytes())?;
-        let flags = tcp.get_mut(TCP_FLAGS)?;
-        if !last {
-            *flags &= !(FIN | PSH);
-        }
-        if self.index != 0 {
-            *flags &= !CWR;
+        let transport = headers.get_mut(self.checksum.start..)?;
+        if self.segmentation.protocol == IP_PROTOCOL_UDP {
+            put(transport, UDP_LEN, u16::try_from(transport_len).ok()?.to_be_bytes())?;
+        } else {
+            self.set_tcp(transport, last)?;
         }
         let sum = pseudo_header(
             self.segmentation.addresses,
-            IP_PROTOCOL_TCP,
+            self.segmentation.protocol,
             u32::try_from(transport_len).ok()?,
         );
-        put(tcp, self.checksum.offset, sum.to_be_bytes())?;
+        put(transport, self.checksum.offset, sum.to_be_bytes())?;
         let checksum = PartialChecksum {
             len: transport_len,
             ..self.checksum
@@ -117,6 +114,20 @@ impl<'a> Segments<'a> {
             payload_len,
             checksum,
         })
+    }
+
+    fn set_tcp(&self, tcp: &mut [u8], last: bool) -> Option<()> {
+        let sent = u32::try_from(self.next_offset - self.segmentation.headers_len).ok()?;
+        let sequence = u32::from_be_bytes(*tcp.get(TCP_SEQUENCE..)?.first_chunk()?).wrapping_add(sent);
+        put(tcp, TCP_SEQUENCE, sequence.to_be_bytes())?;
+        let flags = tcp.get_mut(TCP_FLAGS)?;
+        if !last {
+            *flags &= !(FIN | PSH);
+        }
+        if self.index != 0 {
+            *flags &= !CWR;
+        }
+        Some(())
     }
 
     fn set_ipv4(&self, headers: &mut [u8], transport_len: usize) -> Option<()> {

@@ -4,10 +4,10 @@ use outboard_ring::{Chain, GuestMemory, RingError};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
-    FRAME_LEN_MAX, FRAME_MTU_LEN_MAX, HEAD_LEN_MAX,
+    FRAME_LEN_MAX, HEAD_LEN_MAX,
     error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
-    offload::{self, Offload},
+    offload::{self, Offload, Sender},
     packet::{self, Packet},
     queue::Queue,
 };
@@ -45,7 +45,8 @@ pub struct TxQueue {
     queue: Queue,
     chain: Chain,
     held: bool,
-    head: [u8; HEAD_LEN_MAX],
+    /// The virtio header and the frame's first bytes.
+    private: [u8; HEADER_LEN + HEAD_LEN_MAX],
     head_len: usize,
 }
 
@@ -63,7 +64,7 @@ impl TxQueue {
             queue,
             chain: Chain::new(),
             held: false,
-            head: [0; HEAD_LEN_MAX],
+            private: [0; HEADER_LEN + HEAD_LEN_MAX],
             head_len: 0,
         })
     }
@@ -93,30 +94,32 @@ impl TxQueue {
             .ok_or(TxRefusal::Oversize)?;
         self.head_len = len.min(HEAD_LEN_MAX);
         // Header and head in one read: each byte is read once, and what was looked at is what is forwarded.
-        let mut bytes = [0; HEADER_LEN + HEAD_LEN_MAX];
-        let wanted = bytes.get_mut(..HEADER_LEN + self.head_len).unwrap_or_default();
+        let wanted = self.private.get_mut(..HEADER_LEN + self.head_len).unwrap_or_default();
         if self.chain.read_at(self.queue.ring.memory(), 0, wanted).is_err() {
             self.fail_memory();
             return Err(TxRefusal::MemoryGone);
         }
-        let (header, head) = bytes.split_at(HEADER_LEN);
-        let header = header
-            .first_chunk::<HEADER_LEN>()
-            .map(NetHeader::parse)
-            .unwrap_or_default();
-        self.head.copy_from_slice(head);
-        let head = self.head.get_mut(..self.head_len).unwrap_or_default();
+        let Some((header, head)) = wanted.split_first_chunk_mut::<HEADER_LEN>() else {
+            return Err(TxRefusal::Chain);
+        };
         let packet = packet::parse(head, len)?;
-        let offload = offload::check(&header, &packet, head, len, self.queue.accepted)?;
-        if len > FRAME_MTU_LEN_MAX && offload.segmentation.is_none() {
-            return Err(TxRefusal::OverMtu);
+        let sender = Sender {
+            accepted: self.queue.accepted,
+            frame_len_max: self.queue.frame_len_max,
+        };
+        let offload = offload::check(&NetHeader::parse(header), &packet, head, len, sender)?;
+        let len_max = sender.frame_len_max;
+        if len > len_max && offload.segmentation.is_none() {
+            return Err(TxRefusal::OverMtu { len_max });
         }
         Ok(Frame { packet, offload, len })
     }
 
     /// The private first bytes of the frame taken last: all of it, or [`HEAD_LEN_MAX`].
     pub fn head(&self) -> &[u8] {
-        self.head.get(..self.head_len).unwrap_or_default()
+        self.private
+            .get(HEADER_LEN..HEADER_LEN + self.head_len)
+            .unwrap_or_default()
     }
 
     /// The chain of the frame taken last: the virtio header, then the frame.
