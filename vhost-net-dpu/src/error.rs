@@ -2,7 +2,7 @@
 
 use outboard_ring::RingError;
 
-use crate::{FRAME_LEN_MAX, offload::OffloadError, packet::ParseError};
+use crate::{FRAME_LEN_MAX, MTU_MIN, offload::OffloadError, packet::ParseError};
 
 /// Why a queue is not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +13,14 @@ pub enum StartError {
     /// There is no way for the driver to kick.
     #[error("host gave the transmit queue no kick descriptor, and it is not polled: pass an eventfd")]
     NoKick,
+}
+
+/// An MTU that no network device may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("host told an MTU of {mtu} bytes, but the least is {MTU_MIN}: correct the VMM's host_mtu")]
+pub struct MtuError {
+    /// What it told.
+    pub mtu: u16,
 }
 
 /// Why a transmitted buffer is no frame, or none that is forwarded. The buffer is given back to the guest all the same.

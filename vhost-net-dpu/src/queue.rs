@@ -178,6 +178,11 @@ impl Queue {
         self.ring.next_avail()
     }
 
+    /// Why it is dead until the guest resets it, if it is.
+    pub fn failed(&self) -> Option<&RingError> {
+        self.ring.broken()
+    }
+
     /// The failure that happened since the last call, if one did.
     pub fn take_failure(&mut self) -> Option<QueueFailure> {
         self.failure.take()

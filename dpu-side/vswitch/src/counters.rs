@@ -1,6 +1,6 @@
 //! A port's counters.
 
-use vhost_net_dpu::metrics::Traffic;
+use vhost_net_dpu::{QueueKind, metrics::Traffic};
 
 use crate::reason::DropReason;
 
@@ -29,6 +29,19 @@ impl PortCounters {
             .zip(self.drops)
             .filter(|(_, count)| *count != 0)
     }
+}
+
+/// Counters of one running queue, since it was started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueCounters {
+    /// Which queue it is.
+    pub kind: QueueKind,
+    /// Frames taken from the guest, or given to it.
+    pub frames: u64,
+    /// Bytes of those, without the virtio header.
+    pub bytes: u64,
+    /// Why it is dead until the guest resets it, if it is.
+    pub failed: Option<String>,
 }
 
 /// What a port counts while it runs.

@@ -9,9 +9,18 @@
 //!
 //! A frame taken from a guest counts once in its port's `tx_frames`. Then either it counts as one drop at that port, or
 //! for each receiver as one in the receiver's `rx_frames` or as one drop there. Two things count more often: a
-//! broadcast, once for each receiver; and a large TCP segment that has to be cut for a receiver, once for each packet.
+//! broadcast, once for each receiver; and a large TCP segment or UDP datagram that has to be cut for a receiver, once for
+//! each packet.
 //! If the sender's memory vanishes while a frame is copied, that is one drop at the sender, and receivers that had the
 //! frame already keep it.
+//!
+//! # Queues
+//!
+//! A port has up to [`vhost_net_dpu::QUEUE_PAIRS_MAX`] queue pairs, each of which starts, stops and fails on its own. The
+//! port's share of the switch is the same however many of them it uses: its transmit queues share one burst. A frame
+//! goes to the receive queue of its flow, one of those that run, so that a flow stays in order; when a receive queue
+//! starts or stops, flows move, and frames that are under way may be overtaken once. Frames for a receive queue that
+//! has failed are dropped: the others neither get more to do nor lose anything by it.
 //!
 //! # What it doesn't implement
 //!
@@ -19,13 +28,15 @@
 #![forbid(unsafe_code)]
 
 mod counters;
+mod flow;
 mod layers;
 mod policy;
 mod port;
+mod queues;
 mod reason;
 mod switch;
 
-pub use counters::PortCounters;
+pub use counters::{PortCounters, QueueCounters};
 pub use policy::{PortPolicy, link_local};
 pub use reason::DropReason;
 pub use switch::{BURST_FRAMES, Switch};

@@ -3,14 +3,19 @@
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
-    QUEUE_COUNT, Queue, RX_QUEUE, TX_QUEUE,
+    QUEUE_COUNT, Queue, QueueKind,
     deliver::{Scratch, deliver},
-    error::{QueueFailure, RxDrop},
+    error::{QueueFailure, RxDrop, StartError},
     rx::RxQueue,
     tx::{Frame, TxQueue},
 };
 
-use crate::{counters::Tally, reason::DropReason};
+use crate::{
+    counters::{QueueCounters, Tally},
+    flow::FlowHash,
+    queues::{Queues, Running},
+    reason::DropReason,
+};
 
 /// May anything pass?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +34,16 @@ pub(crate) struct Port {
     pub(crate) name: String,
     pub(crate) gate: Gate,
     pub(crate) tally: Tally,
-    pub(crate) tx: Option<TxQueue>,
-    rx: Option<RxQueue>,
+    pub(crate) tx: Queues<TxQueue>,
+    rx: Queues<RxQueue>,
+    /// Its queues are of a port of that name that is gone. They wait to be stopped, and nothing passes them.
+    stale: bool,
+    /// What the VMM told, if it did.
+    mtu: Option<u16>,
+    /// The place of the transmit queue whose turn it is.
+    pub(crate) tx_turn: usize,
+    /// Frames it was served beyond its share, which later bursts are short of.
+    pub(crate) debt: usize,
 }
 
 impl Port {
@@ -39,77 +52,128 @@ impl Port {
             name,
             gate: Gate::Shut,
             tally: Tally::default(),
-            tx: None,
-            rx: None,
+            tx: Queues::default(),
+            rx: Queues::default(),
+            stale: false,
+            mtu: None,
+            tx_turn: 0,
+            debt: 0,
+        }
+    }
+
+    /// The port is no longer declared.
+    pub(crate) fn retire(&mut self) {
+        self.gate = Gate::Gone;
+        self.stale = true;
+    }
+
+    /// A port of this name is declared. If the former one was gone, it is a new one: it inherits neither counters nor
+    /// MTU, and the former one's queues stay dead.
+    pub(crate) fn declare(&mut self) {
+        if self.gate == Gate::Gone {
+            self.gate = Gate::Shut;
+            self.tally = Tally::default();
+            self.mtu = None;
         }
     }
 
     pub(crate) fn has_queues(&self) -> bool {
-        self.tx.is_some() || self.rx.is_some()
+        !(self.tx.is_empty() && self.rx.is_empty())
+    }
+
+    /// May frames pass, and are the queues this port's own?
+    pub(crate) fn serves(&self) -> bool {
+        self.gate == Gate::Open && !self.stale
+    }
+
+    /// May a session start queues?
+    pub(crate) fn takes_queues(&self) -> bool {
+        self.gate != Gate::Gone && !self.stale
     }
 
     pub(crate) fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
-        let refused = |error: vhost_net_dpu::error::StartError| DeviceError::Other(Box::new(error));
-        match index {
-            RX_QUEUE if self.rx.is_none() => self.rx = Some(RxQueue::new(resources).map_err(refused)?),
-            TX_QUEUE if self.tx.is_none() => self.tx = Some(TxQueue::new(resources).map_err(refused)?),
-            RX_QUEUE | TX_QUEUE => return Err(DeviceError::QueueRuns { index }),
-            _ => {
-                return Err(DeviceError::NoSuchQueue {
-                    index,
-                    queue_count: QUEUE_COUNT,
-                });
-            }
+        let refused = |error: StartError| DeviceError::Other(Box::new(error));
+        let kind = kind(index)?;
+        if self.queue(kind).is_some() {
+            return Err(DeviceError::QueueRuns { index });
+        }
+        match kind {
+            QueueKind::Rx { pair } => self.rx.start(pair, RxQueue::new(resources).map_err(refused)?),
+            QueueKind::Tx { pair } => self.tx.start(pair, TxQueue::new(resources).map_err(refused)?),
+        }
+        let mtu = self.mtu;
+        if let Some(queue) = self.queue(kind) {
+            queue.set_mtu(mtu);
         }
         Ok(())
     }
 
     pub(crate) fn stop_queue(&mut self, index: u16) -> Option<u16> {
-        match index {
-            RX_QUEUE => self.rx.take().map(|rx| rx.queue().next_avail()),
-            TX_QUEUE => self.tx.take().map(|tx| tx.queue().next_avail()),
-            _ => None,
-        }
+        let next_avail = match QueueKind::of(index)? {
+            QueueKind::Rx { pair } => self.rx.stop(pair)?.queue().next_avail(),
+            QueueKind::Tx { pair } => self.tx.stop(pair)?.queue().next_avail(),
+        };
+        self.stale &= self.has_queues();
+        Some(next_avail)
     }
 
     pub(crate) fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
-        self.queue_mut(index)?.set_call(call);
+        self.running(index)?.set_call(call);
         Ok(())
     }
 
     pub(crate) fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
-        self.queue_mut(index)?.set_log(log);
+        self.running(index)?.set_log(log);
         Ok(())
     }
 
-    fn queue_mut(&mut self, index: u16) -> Result<&mut Queue, DeviceError> {
-        match (index, &mut self.rx, &mut self.tx) {
-            (RX_QUEUE, Some(rx), _) => Ok(rx.queue_mut()),
-            (TX_QUEUE, _, Some(tx)) => Ok(tx.queue_mut()),
-            (RX_QUEUE | TX_QUEUE, ..) => Err(DeviceError::QueueStopped { index }),
-            _ => Err(DeviceError::NoSuchQueue {
-                index,
-                queue_count: QUEUE_COUNT,
-            }),
+    pub(crate) fn set_mtu(&mut self, mtu: Option<u16>) {
+        self.mtu = mtu;
+        self.tx.iter_mut().for_each(|tx| tx.queue.queue_mut().set_mtu(mtu));
+        self.rx.iter_mut().for_each(|rx| rx.queue.queue_mut().set_mtu(mtu));
+    }
+
+    fn running(&mut self, index: u16) -> Result<&mut Queue, DeviceError> {
+        self.queue(kind(index)?).ok_or(DeviceError::QueueStopped { index })
+    }
+
+    fn queue(&mut self, kind: QueueKind) -> Option<&mut Queue> {
+        match kind {
+            QueueKind::Rx { pair } => self.rx.of_pair(pair).map(|rx| rx.queue.queue_mut()),
+            QueueKind::Tx { pair } => self.tx.of_pair(pair).map(|tx| tx.queue.queue_mut()),
         }
     }
 
-    /// Gives the frame that `source` holds to this port. False if the source's memory is gone.
-    pub(crate) fn receive(&mut self, source: &TxQueue, frame: &Frame, scratch: &mut Scratch) -> bool {
-        let tally = &mut self.tally;
+    /// Gives the frame that `source` holds to this port, in the queue of its flow. False if the source's memory is
+    /// gone.
+    pub(crate) fn receive(&mut self, source: &TxQueue, frame: &Frame, flows: &FlowHash, scratch: &mut Scratch) -> bool {
         if self.gate != Gate::Open {
-            tally.drop(DropReason::PortShut);
+            self.tally.drop(DropReason::PortShut);
             return true;
         }
-        let Some(rx) = &mut self.rx else {
+        let place = match self.rx.len() {
+            0 | 1 => 0,
+            count => flows.queue(&frame.packet, source.head(), count),
+        };
+        let served = self.serves();
+        let (tally, rx) = (&mut self.tally, self.rx.at(place).filter(|_| served));
+        let Some(Running {
+            queue, frames, bytes, ..
+        }) = rx
+        else {
             tally.drop(DropReason::RxNotRunning);
             return true;
         };
         let mut source_lives = true;
-        deliver(source, frame, rx, scratch, |outcome| match outcome {
-            Ok(len) => tally.traffic.received(len),
+        deliver(source, frame, queue, scratch, |outcome| match outcome {
+            Ok(len) => {
+                tally.traffic.received(len);
+                *frames = frames.wrapping_add(1);
+                *bytes = bytes.wrapping_add(len as u64);
+            }
             Err(RxDrop::Full) => tally.drop(DropReason::RxFull),
             Err(RxDrop::BufferTooSmall) => tally.drop(DropReason::RxBufferTooSmall),
+            Err(RxDrop::OverMtu) => tally.drop(DropReason::RxOverMtu),
             Err(RxDrop::Broken) => tally.drop(DropReason::RxBroken),
             Err(RxDrop::SourceGone) => source_lives = false,
         });
@@ -118,43 +182,69 @@ impl Port {
 
     /// Shows the guest what was staged; tells each failure once.
     pub(crate) fn flush(&mut self, signals: &mut dyn Signals) {
-        let queues = [
-            ("transmit", self.tx.as_mut().map(TxQueue::queue_mut)),
-            ("receive", self.rx.as_mut().map(RxQueue::queue_mut)),
-        ];
-        for (kind, queue) in queues {
-            let Some(queue) = queue else { continue };
-            queue.flush(signals);
-            tell(&self.name, kind, queue.take_failure());
+        for tx in self.tx.iter_mut() {
+            flush(tx.queue.queue_mut(), signals, (&self.name, "transmit", tx.pair));
+        }
+        for rx in self.rx.iter_mut() {
+            flush(rx.queue.queue_mut(), signals, (&self.name, "receive", rx.pair));
         }
     }
 
     pub(crate) fn has_to_flush(&self) -> bool {
-        self.tx.as_ref().is_some_and(|tx| tx.queue().has_to_flush())
-            || self.rx.as_ref().is_some_and(|rx| rx.queue().has_to_flush())
+        self.tx.iter().any(|tx| tx.queue.queue().has_to_flush())
+            || self.rx.iter().any(|rx| rx.queue.queue().has_to_flush())
     }
 
     /// Asks an open port's guest for kicks; true if frames are waiting. A shut port's frames wait for better times.
     pub(crate) fn before_sleep(&mut self) -> bool {
-        match &mut self.tx {
-            Some(tx) if self.gate == Gate::Open => tx.before_sleep(),
-            _ => false,
+        if !self.serves() {
+            return false;
         }
+        // All of them, whatever the first ones say.
+        self.tx
+            .iter_mut()
+            .fold(false, |waiting, tx| waiting | tx.queue.before_sleep())
     }
 
     /// Takes kicks off, of shut and failed queues too: left there, they would keep the worker awake.
     pub(crate) fn after_sleep(&mut self) {
-        if let Some(tx) = &mut self.tx {
-            tx.after_sleep();
-        }
-        if let Some(rx) = &self.rx {
-            rx.drain_kicks();
-        }
+        self.tx.iter_mut().for_each(|tx| tx.queue.after_sleep());
+        self.rx.iter().for_each(|rx| rx.queue.drain_kicks());
+    }
+
+    /// What its running queues did.
+    pub(crate) fn queue_counters(&self) -> Vec<QueueCounters> {
+        let rx = self
+            .rx
+            .iter()
+            .map(|rx| counters(QueueKind::Rx { pair: rx.pair }, rx, rx.queue.queue()));
+        let tx = self
+            .tx
+            .iter()
+            .map(|tx| counters(QueueKind::Tx { pair: tx.pair }, tx, tx.queue.queue()));
+        rx.chain(tx).collect()
     }
 }
 
-fn tell(port: &str, queue: &str, failure: Option<QueueFailure>) {
-    if let Some(failure) = failure {
-        tracing::warn!(port, queue, error = %failure, "a network queue failed and is dead until the guest resets it");
+fn kind(index: u16) -> Result<QueueKind, DeviceError> {
+    QueueKind::of(index).ok_or(DeviceError::NoSuchQueue {
+        index,
+        queue_count: QUEUE_COUNT,
+    })
+}
+
+fn counters<Q>(kind: QueueKind, running: &Running<Q>, queue: &Queue) -> QueueCounters {
+    QueueCounters {
+        kind,
+        frames: running.frames,
+        bytes: running.bytes,
+        failed: queue.failed().map(ToString::to_string),
+    }
+}
+
+fn flush(queue: &mut Queue, signals: &mut dyn Signals, (port, kind, pair): (&str, &str, u16)) {
+    queue.flush(signals);
+    if let Some(QueueFailure(error)) = queue.take_failure() {
+        tracing::warn!(port, queue = kind, pair, %error, "a network queue failed and is dead until the guest resets it");
     }
 }

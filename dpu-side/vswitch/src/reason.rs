@@ -38,7 +38,7 @@ drop_reasons! {
     Oversize => "oversize",
         "The frame is longer than 65,550 bytes.";
     OverMtu => "over_mtu",
-        "The frame is longer than the MTU and not TCP to be segmented: lower the guest's MTU to 1500.";
+        "The frame is longer than the sending port's MTU (1500 unless the VMM told the guest another) and not to be segmented: lower the MTU in the guest.";
     BadOffload => "bad_offload",
         "The guest's virtio header asks for an offload that its frame's own headers do not bear out.";
     HeadersTooLong => "headers_too_long",
@@ -93,6 +93,8 @@ drop_reasons! {
         "The receiving guest's buffers are too small for the frame.";
     RxBroken => "rx_broken",
         "The receiving guest's queue was found malformed, or its memory gone; it is dead until reset.";
+    RxOverMtu => "rx_over_mtu",
+        "The frame is longer than the receiving port's MTU (1500 unless the VMM told the guest another): give all guests of a network one MTU.";
 }
 
 impl DropReason {
@@ -107,7 +109,7 @@ impl From<TxRefusal> for DropReason {
         match refusal {
             TxRefusal::Chain => Self::MalformedChain,
             TxRefusal::Oversize => Self::Oversize,
-            TxRefusal::OverMtu => Self::OverMtu,
+            TxRefusal::OverMtu { .. } => Self::OverMtu,
             TxRefusal::Parse(ParseError::Runt(_)) => Self::Runt,
             TxRefusal::Parse(ParseError::Ipv4(_)) => Self::MalformedIpv4,
             TxRefusal::Parse(ParseError::Ipv6(_)) => Self::MalformedIpv6,

@@ -5,12 +5,15 @@ use std::collections::HashMap;
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
+    MTU_MIN,
     deliver::Scratch,
+    error::MtuError,
     tx::{Frame, Taken},
 };
 
 use crate::{
-    counters::PortCounters,
+    counters::{PortCounters, QueueCounters},
+    flow::FlowHash,
     layers::{self, Ingress, Output},
     policy::{PolicySet, PortPolicy},
     port::{Gate, Port},
@@ -29,6 +32,7 @@ pub struct Switch {
     ports: Vec<Port>,
     index: HashMap<String, usize>,
     scratch: Scratch,
+    flows: FlowHash,
     /// Whose burst comes first in the next breath.
     turn: usize,
 }
@@ -41,20 +45,19 @@ impl Switch {
 
     /// Declares all ports, in one step: each frame sees the old policy or the new one. A port that is kept, by name,
     /// keeps its queues, its counters, and whether it is open. A new port is shut until [`Switch::open`]. A port that is
-    /// no longer named is shut at once; its queues stay to be stopped with [`Switch::stop_queue`].
+    /// no longer named is shut at once; its queues stay to be stopped with [`Switch::stop_queue`]. A port of the same
+    /// name that is declared meanwhile is a new one: frames pass, and queues start, when the former one's were stopped.
     pub fn set_ports(&mut self, policies: Vec<PortPolicy>) {
         let mut former: HashMap<String, Port> = self.ports.drain(..).map(|port| (port.name.clone(), port)).collect();
         for policy in &policies {
             let mut port = former
                 .remove(&policy.name)
                 .unwrap_or_else(|| Port::new(policy.name.clone()));
-            if port.gate == Gate::Gone {
-                port.gate = Gate::Shut;
-            }
+            port.declare();
             self.ports.push(port);
         }
         for mut port in former.into_values().filter(Port::has_queues) {
-            port.gate = Gate::Gone;
+            port.retire();
             self.ports.push(port);
         }
         self.policy = PolicySet::compile(&policies);
@@ -89,13 +92,13 @@ impl Switch {
         }
     }
 
-    /// Serves a queue of a port: [`vhost_net_dpu::RX_QUEUE`] or [`vhost_net_dpu::TX_QUEUE`]. What waits in it is looked at in the next breath.
+    /// Serves a queue of a port (see [`vhost_net_dpu::QueueKind`]). What waits in it is looked at in the next breath.
     ///
     /// # Errors
     /// The port is not declared, it has no such queue, the queue runs already, or its driver cannot be served.
     pub fn start_queue(&mut self, name: &str, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
         match self.port_mut(name) {
-            Some(port) if port.gate != Gate::Gone => port.start_queue(index, queue),
+            Some(port) if port.takes_queues() => port.start_queue(index, queue),
             _ => Err(not_granted(name)),
         }
     }
@@ -131,6 +134,22 @@ impl Switch {
         self.port_mut(name)
             .ok_or_else(|| not_granted(name))?
             .set_log(index, log)
+    }
+
+    /// The VMM told its guest an MTU; with `None`, it has told none, as when a session begins. It bounds the frames of
+    /// queues whose driver took the feature, running ones too.
+    ///
+    /// # Errors
+    /// The port is not declared, or no device may have this MTU.
+    pub fn set_mtu(&mut self, name: &str, mtu: Option<u16>) -> Result<(), DeviceError> {
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < MTU_MIN) {
+            return Err(DeviceError::Other(Box::new(MtuError { mtu })));
+        }
+        match self.port_mut(name) {
+            Some(port) if port.takes_queues() => port.set_mtu(mtu),
+            _ => return Err(not_granted(name)),
+        }
+        Ok(())
     }
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.
@@ -184,54 +203,90 @@ impl Switch {
         counters.truncate(count);
     }
 
+    /// Counters of a port's running queues: those that receive, then those that transmit, by pair.
+    pub fn queue_counters(&self, name: &str) -> Vec<QueueCounters> {
+        let port = self.index.get(name).and_then(|index| self.ports.get(*index));
+        port.map(Port::queue_counters).unwrap_or_default()
+    }
+
     fn port_mut(&mut self, name: &str) -> Option<&mut Port> {
         self.index.get(name).and_then(|index| self.ports.get_mut(*index))
     }
 
-    /// Frames from one port. True if there were any.
+    /// Frames from one port, its transmit queues in turn. True if there were any, or it still pays for earlier ones.
     fn burst(&mut self, index: usize) -> bool {
-        let mut budget = BURST_FRAMES;
-        let mut worked = false;
-        while budget > 0 {
-            let Some(Port {
-                gate: Gate::Open,
-                tx: Some(tx),
-                tally,
-                ..
-            }) = self.ports.get_mut(index)
-            else {
-                break;
-            };
-            let cost = match tx.take() {
-                Taken::Nothing => break,
-                Taken::Refused { len, refusal } => {
-                    tally.traffic.sent(len);
-                    tally.drop(refusal.into());
-                    1
-                }
-                Taken::Frame(frame) => {
-                    tally.traffic.sent(frame.len as u64);
-                    self.forward(index, &frame)
-                }
-            };
-            if let Some(Port { tx: Some(tx), .. }) = self.ports.get_mut(index) {
-                tx.give_back();
+        let Some(port) = self.ports.get_mut(index).filter(|port| port.serves()) else {
+            return false;
+        };
+        let count = port.tx.len();
+        let in_debt = port.debt > 0;
+        let share = BURST_FRAMES.saturating_sub(port.debt);
+        port.debt = port.debt.saturating_sub(BURST_FRAMES);
+        let mut turn = port.tx_turn;
+        let mut spent = 0;
+        // Queues that had nothing are not asked again in this burst.
+        let mut waiting = u64::MAX;
+        let mut asked = 0;
+        while spent < share && asked < count {
+            let place = turn.checked_rem(count).unwrap_or(0);
+            turn = place + 1;
+            if waiting & 1 << place == 0 {
+                asked += 1;
+                continue;
             }
-            budget = budget.saturating_sub(cost);
-            worked = true;
+            let most = (share - spent).min(BURST_FRAMES.div_ceil(count));
+            let mut cost = 0;
+            while cost < most {
+                match self.step(index, place) {
+                    0 => break,
+                    more => cost += more,
+                }
+            }
+            if cost < most {
+                waiting &= !(1 << place);
+            }
+            asked = 0;
+            spent += cost;
         }
-        worked
+        if let Some(port) = self.ports.get_mut(index) {
+            port.tx_turn = turn;
+            port.debt += spent.saturating_sub(share);
+        }
+        spent > 0 || in_debt
+    }
+
+    /// One frame from the transmit queue at a place. What it cost, in frames; 0 if there is none.
+    fn step(&mut self, index: usize, place: usize) -> usize {
+        let Some(Port { tx, tally, .. }) = self.ports.get_mut(index) else {
+            return 0;
+        };
+        let Some(running) = tx.at(place) else { return 0 };
+        let cost = match running.queue.take() {
+            Taken::Nothing => return 0,
+            Taken::Refused { len, refusal } => {
+                running.count(len);
+                tally.traffic.sent(len);
+                tally.drop(refusal.into());
+                1
+            }
+            Taken::Frame(frame) => {
+                running.count(frame.len as u64);
+                tally.traffic.sent(frame.len as u64);
+                self.forward((index, place), &frame)
+            }
+        };
+        if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
+            running.queue.give_back();
+        }
+        cost
     }
 
     /// Decides about the frame that a port's transmit queue holds, and delivers it. What it cost, in frames.
-    fn forward(&mut self, index: usize, frame: &Frame) -> usize {
-        let Some(Port {
-            tx: Some(tx), tally, ..
-        }) = self.ports.get_mut(index)
-        else {
+    fn forward(&mut self, (index, place): (usize, usize), frame: &Frame) -> usize {
+        let Some(Port { tx, tally, .. }) = self.ports.get_mut(index) else {
             return 1;
         };
-        let Some(rules) = self.policy.rules(index) else {
+        let (Some(running), Some(rules)) = (tx.at(place), self.policy.rules(index)) else {
             return 1;
         };
         let ingress = Ingress {
@@ -239,7 +294,7 @@ impl Switch {
             rules,
             policy: &self.policy,
             packet: &frame.packet,
-            head: tx.head(),
+            head: running.queue.head(),
             frame_len: frame.len,
         };
         let one;
@@ -255,26 +310,18 @@ impl Switch {
             Ok(Output::Flood) => self.policy.members(rules),
         };
         for &receiver in receivers.iter().filter(|receiver| **receiver != index) {
-            if !hand_over(&mut self.ports, &mut self.scratch, (index, receiver), frame) {
+            let Ok([sender, receiver]) = self.ports.get_disjoint_mut([index, receiver]) else {
+                continue;
+            };
+            let Some(running) = sender.tx.at(place) else { break };
+            if !receiver.receive(&running.queue, frame, &self.flows, &mut self.scratch) {
+                running.queue.fail_memory();
+                sender.tally.drop(DropReason::TxMemoryGone);
                 break;
             }
         }
         receivers.len().saturating_mul(frame.offload.packet_count(frame.len))
     }
-}
-
-/// Delivers the frame that a port holds to one other. False if the sender's memory is gone.
-fn hand_over(ports: &mut [Port], scratch: &mut Scratch, (from, to): (usize, usize), frame: &Frame) -> bool {
-    let Ok([sender, receiver]) = ports.get_disjoint_mut([from, to]) else {
-        return true;
-    };
-    let Some(tx) = &mut sender.tx else { return true };
-    let lives = receiver.receive(tx, frame, scratch);
-    if !lives {
-        tx.fail_memory();
-        sender.tally.drop(DropReason::TxMemoryGone);
-    }
-    lives
 }
 
 fn not_granted(name: &str) -> DeviceError {

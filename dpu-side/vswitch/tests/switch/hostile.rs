@@ -4,8 +4,9 @@
 use outboard_controls::{Check, Off};
 use outboard_vswitch::DropReason;
 use vhost_net_dpu::{
-    FRAME_LEN_MAX, FRAME_MTU_LEN_MAX,
+    FRAME_LEN_MAX, MTU_DEFAULT,
     features::FEATURES,
+    frame_len_max,
     header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
 };
 
@@ -28,6 +29,9 @@ fn frame_of(len: usize) -> Vec<u8> {
         &vec![3; len - 42],
     )
 }
+
+/// The largest frame that is not to be segmented.
+const FRAME_MTU_LEN_MAX: usize = frame_len_max(MTU_DEFAULT);
 
 #[test]
 fn transmit_buffers_without_a_frame_are_dropped_one_by_one() {

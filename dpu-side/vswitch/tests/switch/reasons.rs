@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use outboard_vswitch::{DropReason, PortPolicy};
-use vhost_net_dpu::{RX_QUEUE, features::FEATURES, header::NetHeader};
+use vhost_net_dpu::{features::FEATURES, header::NetHeader};
 
 use crate::{
     frames::{BROADCAST, arp, icmpv6, ipv6, neighbour, ping, udp, udp6, v6},
-    rig::{Rig, mac, policy},
+    rig::{RX_QUEUE, Rig, mac, policy},
 };
 
 const OWN: [u8; 4] = [10, 0, 0, 1];
@@ -122,6 +122,11 @@ fn provoke(rig: &mut Rig, reason: DropReason) {
         DropReason::RxBufferTooSmall => {
             rig.guests[1].post(70, 13);
             udp(macs, (OWN, OTHER), (1, 2), &[0; 1000])
+        }
+        DropReason::RxOverMtu => {
+            rig.guests[1].post(1, 1526);
+            rig.switch.set_mtu("b", Some(576)).expect("b is declared");
+            from(mac(1), mac(2)).into_iter().chain([0; 600]).collect()
         }
         DropReason::RxBroken => {
             rig.guests[1].post(1, 3);

@@ -1,6 +1,10 @@
-//! A switch with guests around it: each guest drives its own two rings, over its own memory.
+//! A switch with guests around it: each guest drives its own rings, over its own memory.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    ops::{Deref, DerefMut},
+};
 
 use outboard_ring::{
     CallFd, GuestMemory, KickFd, Signals, SplitRing,
@@ -10,7 +14,7 @@ use outboard_vhost_user::QueueResources;
 use outboard_vswitch::{DropReason, PortCounters, PortPolicy, Switch};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_net_dpu::{
-    RX_QUEUE, TX_QUEUE,
+    QueueKind,
     features::FEATURES,
     header::{HEADER_LEN, NetHeader},
 };
@@ -20,6 +24,10 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 pub const QUEUE_SIZE: u16 = 128;
 /// Room for the largest frame of a guest that has no mergeable buffers.
 pub const LARGE_BUFFER_LEN: u32 = 65_562;
+
+/// The queues of the first pair.
+pub const RX_QUEUE: u16 = QueueKind::Rx { pair: 0 }.index();
+pub const TX_QUEUE: u16 = QueueKind::Tx { pair: 0 }.index();
 
 /// Counts calls.
 #[derive(Default)]
@@ -31,57 +39,61 @@ impl Signals for Calls {
     }
 }
 
-/// A guest with its two drivers.
-pub struct Guest {
-    pub name: &'static str,
-    pub mac: [u8; 6],
-    pub ram: GuestRam,
+/// The drivers of one queue pair.
+pub struct Pair {
     pub rx: Driver,
     pub tx: Driver,
     buffers: HashMap<u16, (u64, usize)>,
     tx_buffer: u64,
     reaped: usize,
-    pub features: u64,
+    /// Transmit buffers in the order they were queued: what IN_ORDER is held to.
+    queued: VecDeque<u16>,
+    posted: VecDeque<u16>,
 }
 
-impl Guest {
-    fn new(name: &'static str, mac: [u8; 6], features: u64) -> Self {
-        let ram = GuestRam::new(64 << 20);
-        let rx = Driver::new(&ram, QUEUE_SIZE, features);
-        let tx = Driver::new(&ram, QUEUE_SIZE, features);
-        let tx_buffer = ram.alloc(1 << 17, 64);
+impl Pair {
+    fn new(ram: &GuestRam, features: u64) -> Self {
         Self {
-            name,
-            mac,
-            ram,
-            rx,
-            tx,
+            rx: Driver::new(ram, QUEUE_SIZE, features),
+            tx: Driver::new(ram, QUEUE_SIZE, features),
             buffers: HashMap::new(),
-            tx_buffer,
+            tx_buffer: ram.alloc(1 << 17, 64),
             reaped: 0,
-            features,
+            queued: VecDeque::new(),
+            posted: VecDeque::new(),
         }
     }
 
+    /// Where [`Pair::send_parts`] puts its bytes.
+    pub fn tx_buffer(&self) -> u64 {
+        self.tx_buffer
+    }
+
     /// Makes `count` receive buffers of `len` bytes available.
-    pub fn post(&mut self, count: usize, len: u32) {
+    pub fn post_from(&mut self, ram: &GuestRam, count: usize, len: u32) {
         for _ in 0..count {
-            let addr = self.ram.alloc(u64::from(len), 64);
-            let head = self.rx.add(&[], &[(addr, len)]).expect("the queue has room");
-            self.buffers.insert(head, (addr, len as usize));
+            let addr = ram.alloc(u64::from(len), 64);
+            self.post_at(addr, len);
         }
         self.rx.publish();
     }
 
+    fn post_at(&mut self, addr: u64, len: u32) {
+        let head = self.rx.add(&[], &[(addr, len)]).expect("the queue has room");
+        self.buffers.insert(head, (addr, len as usize));
+        self.posted.push_back(head);
+    }
+
     /// Queues a frame in two descriptors, header and frame, without publishing it.
-    pub fn queue(&mut self, header: NetHeader, frame: &[u8]) {
+    pub fn queue_from(&mut self, ram: &GuestRam, header: NetHeader, frame: &[u8]) {
         self.reap();
-        let at = self.ram.alloc((HEADER_LEN + frame.len()) as u64, 16);
+        let at = ram.alloc((HEADER_LEN + frame.len()) as u64, 16);
         self.tx.write(at, &[&header.to_bytes(), frame].concat());
         let len = u32::try_from(frame.len()).expect("short");
         let parts = [(at, 12), (at + 12, len)];
         let parts = if frame.is_empty() { &parts[..1] } else { &parts[..] };
-        self.tx.add(parts, &[]).expect("the queue has room");
+        let head = self.tx.add(parts, &[]).expect("the queue has room");
+        self.queued.push_back(head);
     }
 
     /// Sends bytes as one transmit buffer cut in descriptors of the given lengths.
@@ -95,17 +107,13 @@ impl Guest {
             part
         };
         let parts: Vec<_> = lens.iter().map(place).collect();
-        self.tx.add(&parts, &[]).expect("the queue has room");
+        let head = self.tx.add(&parts, &[]).expect("the queue has room");
+        self.queued.push_back(head);
         self.tx.publish();
     }
 
-    /// Where [`Guest::send_parts`] puts its bytes.
-    pub fn tx_buffer(&self) -> u64 {
-        self.tx_buffer
-    }
-
     /// Frames received since the last call; `num_buffers` says how many buffers each filled.
-    pub fn received(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
+    pub fn received_here(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
         let mut frames = Vec::new();
         while let Some(first) = self.next_buffer() {
             let header = NetHeader::parse(first.first_chunk().expect("a header"));
@@ -116,27 +124,98 @@ impl Guest {
             }
             frames.push((header, frame));
         }
+        self.rx.set_used_event(self.rx.published_used());
         frames
     }
 
     fn next_buffer(&mut self) -> Option<Vec<u8>> {
         let (head, len) = self.rx.used()?;
+        assert_eq!(in_order(&mut self.posted, head), Some(head), "buffers are used in order");
         let (addr, capacity) = self.buffers.remove(&head).expect("a buffer that was posted");
         assert!(len as usize <= capacity, "used.len is no more than the buffer");
         Some(self.rx.read(addr, len as usize))
     }
 
     fn reap(&mut self) {
-        while let Some((_, len)) = self.tx.used() {
+        while let Some((head, len)) = self.tx.used() {
             assert_eq!(len, 0, "nothing is written to a transmit buffer");
+            assert_eq!(in_order(&mut self.queued, head), Some(head), "buffers are given back in order");
             self.reaped += 1;
         }
+        // As drivers do that want to be called for the next one; looked at only with EVENT_IDX.
+        self.tx.set_used_event(self.tx.published_used());
     }
 
     /// Transmit buffers given back since the last call.
     pub fn given_back(&mut self) -> usize {
         self.reap();
         std::mem::take(&mut self.reaped)
+    }
+}
+
+/// The buffer whose turn it is to come back; `head`, if a test made buffers by hand.
+fn in_order(waiting: &mut VecDeque<u16>, head: u16) -> Option<u16> {
+    if waiting.contains(&head) {
+        waiting.pop_front()
+    } else {
+        Some(head)
+    }
+}
+
+/// A guest with its drivers. Its first pair is what most tests speak of.
+pub struct Guest {
+    pub name: &'static str,
+    pub mac: [u8; 6],
+    pub ram: GuestRam,
+    pub pairs: Vec<Pair>,
+    pub features: u64,
+}
+
+impl Deref for Guest {
+    type Target = Pair;
+    fn deref(&self) -> &Pair {
+        &self.pairs[0]
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Pair {
+        &mut self.pairs[0]
+    }
+}
+
+impl Guest {
+    fn new(name: &'static str, mac: [u8; 6], features: u64, pair_count: usize) -> Self {
+        let ram = GuestRam::new(64 << 20);
+        Self {
+            name,
+            mac,
+            pairs: (0..pair_count).map(|_| Pair::new(&ram, features)).collect(),
+            ram,
+            features,
+        }
+    }
+
+    /// Makes `count` receive buffers of `len` bytes available in each pair.
+    pub fn post(&mut self, count: usize, len: u32) {
+        for pair in &mut self.pairs {
+            pair.post_from(&self.ram, count, len);
+        }
+    }
+
+    /// Queues a frame in the first pair, without publishing it.
+    pub fn queue(&mut self, header: NetHeader, frame: &[u8]) {
+        self.queue_on(0, header, frame);
+    }
+
+    /// Queues a frame in a pair, without publishing it.
+    pub fn queue_on(&mut self, pair: usize, header: NetHeader, frame: &[u8]) {
+        self.pairs[pair].queue_from(&self.ram, header, frame);
+    }
+
+    /// Frames received since the last call, in all pairs.
+    pub fn received(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
+        self.pairs.iter_mut().flat_map(Pair::received_here).collect()
     }
 }
 
@@ -225,7 +304,12 @@ impl Rig {
     /// Guests a, b, … with these features, in one network, each with 64 buffers of 1,526 bytes (or large ones, where
     /// they are not mergeable).
     pub fn new(features: &[u64]) -> Self {
-        let mut rig = Self::without_buffers(features);
+        Self::with_pairs(features, 1)
+    }
+
+    /// The same with several queue pairs each.
+    pub fn with_pairs(features: &[u64], pair_count: usize) -> Self {
+        let mut rig = Self::bare(features, pair_count);
         for guest in &mut rig.guests {
             let mergeable = guest.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
             guest.post(64, if mergeable { 1526 } else { LARGE_BUFFER_LEN });
@@ -235,10 +319,14 @@ impl Rig {
 
     /// The same, but none of them has receive buffers.
     pub fn without_buffers(features: &[u64]) -> Self {
+        Self::bare(features, 1)
+    }
+
+    fn bare(features: &[u64], pair_count: usize) -> Self {
         let names = ["a", "b", "c", "d"];
         let guests: Vec<_> = (1..)
             .zip(names.iter().zip(features))
-            .map(|(n, (name, features))| Guest::new(name, mac(n), *features))
+            .map(|(n, (name, features))| Guest::new(name, mac(n), *features, pair_count))
             .collect();
         let mut switch = Switch::new();
         switch.set_ports((1..).zip(&guests).map(|(n, guest)| policy(guest.name, n)).collect());
@@ -262,15 +350,32 @@ impl Rig {
         Self::new(&[FEATURES, FEATURES])
     }
 
-    /// Starts both queues of a guest.
+    /// Starts all queues of a guest.
     pub fn start(&mut self, n: usize) {
-        let guest = &self.guests[n];
-        for (index, driver) in [(RX_QUEUE, &guest.rx), (TX_QUEUE, &guest.tx)] {
-            let queue = resources(driver, guest.ram.memory(), guest.features);
+        for pair in 0..self.guests[n].pairs.len() {
+            self.start_pair(n, pair);
+        }
+    }
+
+    /// Starts both queues of one of a guest's pairs.
+    pub fn start_pair(&mut self, n: usize, pair: usize) {
+        let index = u16::try_from(pair).expect("few");
+        for kind in [QueueKind::Rx { pair: index }, QueueKind::Tx { pair: index }] {
+            let queue = self.queue_resources(n, kind);
             self.switch
-                .start_queue(guest.name, index, queue)
+                .start_queue(self.guests[n].name, kind.index(), queue)
                 .expect("the queue can be served");
         }
+    }
+
+    /// What one of a guest's queues runs on.
+    pub fn queue_resources(&self, n: usize, kind: QueueKind) -> QueueResources {
+        let guest = &self.guests[n];
+        let driver = match kind {
+            QueueKind::Rx { pair } => &guest.pairs[usize::from(pair)].rx,
+            QueueKind::Tx { pair } => &guest.pairs[usize::from(pair)].tx,
+        };
+        resources(driver, guest.ram.memory(), guest.features)
     }
 
     /// Until there is nothing to do.

@@ -1,0 +1,84 @@
+//! The running queues of a port, in one direction.
+
+use vhost_net_dpu::QUEUE_PAIRS_MAX;
+
+/// A queue that runs.
+#[derive(Debug)]
+pub(crate) struct Running<Q> {
+    /// The pair it is of.
+    pub(crate) pair: u16,
+    pub(crate) queue: Q,
+    /// Frames that went through it since it was started.
+    pub(crate) frames: u64,
+    /// Bytes of those, without virtio headers.
+    pub(crate) bytes: u64,
+}
+
+impl<Q> Running<Q> {
+    pub(crate) fn count(&mut self, len: u64) {
+        self.frames = self.frames.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(len);
+    }
+}
+
+/// The running queues of one direction, by pair. Their places are dense, so that whoever picks or polls them has
+/// nothing to skip; places change only when a queue starts or stops.
+#[derive(Debug)]
+pub(crate) struct Queues<Q>(Vec<Running<Q>>);
+
+impl<Q> Default for Queues<Q> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<Q> Queues<Q> {
+    /// How many run.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The queue at a place.
+    pub(crate) fn at(&mut self, place: usize) -> Option<&mut Running<Q>> {
+        self.0.get_mut(place)
+    }
+
+    /// The queue of a pair.
+    pub(crate) fn of_pair(&mut self, pair: u16) -> Option<&mut Running<Q>> {
+        let place = self.0.binary_search_by_key(&pair, |running| running.pair).ok()?;
+        self.0.get_mut(place)
+    }
+
+    /// Adds a queue; none of that pair runs.
+    pub(crate) fn start(&mut self, pair: u16, queue: Q) {
+        let place = self.0.partition_point(|running| running.pair < pair);
+        self.0.reserve_exact(usize::from(QUEUE_PAIRS_MAX).saturating_sub(self.0.len()));
+        self.0.insert(
+            place,
+            Running {
+                pair,
+                queue,
+                frames: 0,
+                bytes: 0,
+            },
+        );
+    }
+
+    /// Takes a queue out.
+    pub(crate) fn stop(&mut self, pair: u16) -> Option<Q> {
+        let place = self.0.iter().position(|running| running.pair == pair)?;
+        Some(self.0.remove(place).queue)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Running<Q>> {
+        self.0.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Running<Q>> {
+        self.0.iter_mut()
+    }
+}
