@@ -4,6 +4,7 @@ mod allocations;
 mod forwarding;
 mod frames;
 mod hostile;
+mod multiqueue;
 mod offload;
 mod random;
 mod reasons;

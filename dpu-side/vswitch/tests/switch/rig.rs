@@ -213,6 +213,11 @@ impl Guest {
         self.pairs[pair].queue_from(&self.ram, header, frame);
     }
 
+    /// Its memory and its pairs, apart.
+    pub fn split(&mut self) -> (&GuestRam, &mut [Pair]) {
+        (&self.ram, &mut self.pairs)
+    }
+
     /// Frames received since the last call, in all pairs.
     pub fn received(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
         self.pairs.iter_mut().flat_map(Pair::received_here).collect()
@@ -409,6 +414,11 @@ impl Rig {
             .collect();
         assert_eq!(got, want);
         self.before = now;
+    }
+
+    /// Takes the counters as they are for what the next step starts from.
+    pub fn settle(&mut self) {
+        self.before = self.switch.counters();
     }
 
     /// A frame passes from guest `from` to guest `to` and back: the system is alive.
