@@ -114,7 +114,14 @@ mod tests {
         };
         let all = without(&[]);
         let a = without(&[VIRTIO_NET_F_CSUM]);
-        let host_off = Accepted { host_csum: false, host_tso4: false, host_tso6: false, host_ecn: false, host_uso: false, ..all };
+        let host_off = Accepted {
+            host_csum: false,
+            host_tso4: false,
+            host_tso6: false,
+            host_ecn: false,
+            host_uso: false,
+            ..all
+        };
         assert_eq!(a, host_off);
         let a = without(&[VIRTIO_NET_F_GUEST_CSUM]);
         let guest_off = Accepted {

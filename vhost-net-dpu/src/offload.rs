@@ -116,7 +116,8 @@ impl Offload {
 
     /// Can a receiver with these features take the frame as it is?
     pub fn suits(&self, receiver: Accepted) -> bool {
-        self.segmentation.is_none_or(|segmentation| segmentation.suits(receiver))
+        self.segmentation
+            .is_none_or(|segmentation| segmentation.suits(receiver))
             && self
                 .checksum
                 .is_none_or(|checksum| receiver.guest_csum && !checksum.inner)

@@ -6,9 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use vhost_net_dpu::packet::{
-    Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet,
-};
+use vhost_net_dpu::packet::{Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet};
 
 /// Numbers flows.
 #[derive(Debug)]
@@ -129,7 +127,11 @@ mod tests {
         assert_ne!(there, number(&hash, &v4(0, (A, 6), (B, 5))));
         assert_eq!(number(&hash, &v6(5, 6, false)), number(&hash, &v6(6, 5, true)));
         assert_ne!(number(&hash, &v6(5, 6, false)), number(&hash, &v6(5, 6, true)));
-        assert_ne!(there, number(&FlowHash::default(), &v4(0, (A, 5), (B, 6))), "another switch");
+        assert_ne!(
+            there,
+            number(&FlowHash::default(), &v4(0, (A, 5), (B, 6))),
+            "another switch"
+        );
     }
 
     #[test]

@@ -56,7 +56,8 @@ impl<Q> Queues<Q> {
     /// Adds a queue; none of that pair runs.
     pub(crate) fn start(&mut self, pair: u16, queue: Q) {
         let place = self.0.partition_point(|running| running.pair < pair);
-        self.0.reserve_exact(usize::from(QUEUE_PAIRS_MAX).saturating_sub(self.0.len()));
+        self.0
+            .reserve_exact(usize::from(QUEUE_PAIRS_MAX).saturating_sub(self.0.len()));
         self.0.insert(
             place,
             Running {

@@ -38,9 +38,8 @@ fn label(frame: &[u8]) -> (u16, u16) {
 }
 
 fn counters_of(rig: &Rig, port: usize, kind: QueueKind) -> QueueCounters {
-    let counters = rig.switch.counters().swap_remove(port);
-    let of_kind = counters.queues.into_iter().find(|queue| queue.kind == kind);
-    of_kind.expect("it runs")
+    let counters = rig.switch.queue_counters(rig.guests[port].name);
+    counters.into_iter().find(|queue| queue.kind == kind).expect("it runs")
 }
 
 /// Sends one frame of each flow to guest b, and says in which pair each arrived.
@@ -145,7 +144,14 @@ fn sixteen_queues_get_no_more_than_one() {
         assert_eq!(counters.frames, BURST_FRAMES as u64 / 16, "pair {pair} has its part");
     }
     rig.breathe();
-    assert_eq!(rig.guests[0].pairs.iter_mut().map(|pair| pair.given_back()).sum::<usize>(), 128);
+    assert_eq!(
+        rig.guests[0]
+            .pairs
+            .iter_mut()
+            .map(|pair| pair.given_back())
+            .sum::<usize>(),
+        128
+    );
 }
 
 #[test]
@@ -178,7 +184,10 @@ fn what_a_port_was_served_beyond_its_share_it_waits_for() {
     assert_eq!(taken, [8, 8, 4, 0, 0]);
     let mut rig = Rig::new(&[FEATURES; 3]);
     for _ in 0..40 {
-        rig.guests[0].queue(NetHeader::default(), &udp((mac(1), BROADCAST), ([10, 0, 0, 1], [255; 4]), (1, 2), b"x"));
+        rig.guests[0].queue(
+            NetHeader::default(),
+            &udp((mac(1), BROADCAST), ([10, 0, 0, 1], [255; 4]), (1, 2), b"x"),
+        );
     }
     rig.guests[0].tx.publish();
     let mut taken = Vec::new();
@@ -308,7 +317,10 @@ fn a_queue_beyond_the_last_pair_is_refused() {
             Err(DeviceError::NoSuchQueue { .. })
         ));
         assert_eq!(rig.switch.stop_queue("a", index), None);
-        assert!(matches!(rig.switch.set_call("a", index, None), Err(DeviceError::NoSuchQueue { .. })));
+        assert!(matches!(
+            rig.switch.set_call("a", index, None),
+            Err(DeviceError::NoSuchQueue { .. })
+        ));
     }
     let queue = rig.queue_resources(0, QueueKind::Tx { pair: 15 });
     assert!(matches!(

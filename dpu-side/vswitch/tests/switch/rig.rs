@@ -130,7 +130,11 @@ impl Pair {
 
     fn next_buffer(&mut self) -> Option<Vec<u8>> {
         let (head, len) = self.rx.used()?;
-        assert_eq!(in_order(&mut self.posted, head), Some(head), "buffers are used in order");
+        assert_eq!(
+            in_order(&mut self.posted, head),
+            Some(head),
+            "buffers are used in order"
+        );
         let (addr, capacity) = self.buffers.remove(&head).expect("a buffer that was posted");
         assert!(len as usize <= capacity, "used.len is no more than the buffer");
         Some(self.rx.read(addr, len as usize))
@@ -139,7 +143,11 @@ impl Pair {
     fn reap(&mut self) {
         while let Some((head, len)) = self.tx.used() {
             assert_eq!(len, 0, "nothing is written to a transmit buffer");
-            assert_eq!(in_order(&mut self.queued, head), Some(head), "buffers are given back in order");
+            assert_eq!(
+                in_order(&mut self.queued, head),
+                Some(head),
+                "buffers are given back in order"
+            );
             self.reaped += 1;
         }
         // As drivers do that want to be called for the next one; looked at only with EVENT_IDX.
