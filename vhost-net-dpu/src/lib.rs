@@ -8,8 +8,30 @@
 //! or cut by [`segment`] for one that cannot take it, and [`rx`] writes it. Headers are written from the private bytes that were
 //! looked at; payload goes from guest memory to guest memory once.
 //!
-//! What it doesn't implement: several queue pairs and the control queue (the VMM owns both, and the configuration
-//! space, for a vhost-user network device), UDP segmentation, event index, packed rings, the legacy interface.
+//! # What is offered
+//!
+//! | feature (virtio 1.3 §5.1.3, §6) | what it does here |
+//! |---|---|
+//! | VERSION_1 | demanded: the legacy interface is not served |
+//! | INDIRECT_DESC, EVENT_IDX | the ring's |
+//! | IN_ORDER | buffers are used in the order they were taken, of both kinds of queue: at most one transmit buffer is held, and receive buffers that a frame does not fill after all go back before the next are taken |
+//! | MQ | up to [`QUEUE_PAIRS_MAX`] pairs, each started, stopped and failing on its own; which run is what SET_VRING_ENABLE says |
+//! | MRG_RXBUF | a frame over up to [`rx::MERGED_BUFFERS_MAX`] buffers, all reserved before the first byte is written |
+//! | MTU | the value is the VMM's, which tells it (NET_SET_MTU); without it, or for a driver that did not take the feature, it is [`MTU_DEFAULT`] |
+//! | CSUM, HOST_TSO4/6, HOST_USO, HOST_ECN | a sender may leave checksums and segmentation to us |
+//! | GUEST_CSUM, GUEST_TSO4/6, GUEST_USO4/6, GUEST_ECN | a receiver gets partial checksums and large frames as they are |
+//!
+//! What a sender may leave and a receiver does not take is done in software: see [`deliver`].
+//!
+//! # What it doesn't implement
+//!
+//! - The control queue and the configuration space: for a vhost-user network device they are the VMM's, and so are MAC
+//!   filters, promiscuous mode and VLAN filters. None of them widens what a port may send or is sent.
+//! - GUEST_ANNOUNCE and RARP: a port is where its record says, so a guest that moved has nobody to tell.
+//! - UFO (HOST_UFO, GUEST_UFO): it makes IP fragments of a datagram, which firewalls cannot judge; USO took its place.
+//! - RSS and HASH_REPORT: the device spreads flows by a hash of its own.
+//! - Offloads of tunnelled packets, but for a checksum inside a tunnel, which is completed here.
+//! - Packed rings, RING_RESET, and the legacy interface.
 #![forbid(unsafe_code)]
 
 pub mod checksum;
