@@ -1,11 +1,13 @@
 //! How the guest is told, or not told, that a request is over.
 
+use outboard_nvme::LBA_LEN;
 use outboard_ring::{RingError, Signals};
 use outboard_storage::IoError;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 
 use crate::{
     queue::Queue,
+    ranges::RangeKind,
     request::{Request, RequestError, status_byte},
     slot::Slot,
     unit::BlkUnit,
@@ -49,11 +51,12 @@ impl BlkUnit {
             let index = slot.queue;
             return self.fail_queue(index, error);
         }
-        self.count(&outcome);
+        self.count(cid, &outcome);
     }
 
-    fn count(&mut self, outcome: &Outcome) {
+    fn count(&mut self, cid: u16, outcome: &Outcome) {
         let counters = &mut self.counters;
+        let ranges = &self.slots[usize::from(cid)].ranges;
         match outcome {
             Outcome::Done(Request::Read { len, .. }) => {
                 counters.reads += 1;
@@ -65,10 +68,19 @@ impl BlkUnit {
             }
             Outcome::Done(Request::Flush) => counters.flushes += 1,
             Outcome::Done(Request::GetId) => counters.ids += 1,
+            Outcome::Done(Request::Ranges { kind, .. }) => {
+                let (requests, bytes) = match kind {
+                    RangeKind::Discard => (&mut counters.discards, &mut counters.discarded_bytes),
+                    RangeKind::WriteZeroes => (&mut counters.zeroes, &mut counters.zeroed_bytes),
+                };
+                let blocks = ranges.list().iter().map(|range| u64::from(range.block_count));
+                *requests += 1;
+                *bytes += blocks.sum::<u64>() * LBA_LEN;
+            }
             Outcome::Failed => counters.failed += 1,
             Outcome::Refused(error) => {
                 let count = match error {
-                    RequestError::Unsupported { .. } => &mut counters.unsupported,
+                    RequestError::Unsupported { .. } | RequestError::Flags { .. } => &mut counters.unsupported,
                     _ => &mut counters.refused,
                 };
                 *count += 1;
@@ -118,8 +130,8 @@ impl BlkUnit {
     /// Let go of the queues that are to stop and have nothing in flight.
     pub(crate) fn end_stopped(&mut self) {
         for place in &mut self.queues {
-            let ended = |queue: &mut Queue| !queue.stopping.is_empty() && queue.in_flight == 0;
-            let Some(mut queue) = place.take_if(ended) else {
+            let shut = self.shut;
+            let Some(mut queue) = place.take_if(|queue| queue.is_over(shut)) else {
                 continue;
             };
             let next_avail = queue.ring.next_avail();

@@ -1,6 +1,6 @@
 //! What a volume counts.
 
-/// Counts since the unit was made. Each request that is over is in exactly one of the first eight.
+/// Counts since the unit was made. Each request that is over is in exactly one of the first ten.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VolumeCounters {
     /// Reads answered with success.
@@ -11,7 +11,11 @@ pub struct VolumeCounters {
     pub flushes: u64,
     /// Requests for the id answered with success.
     pub ids: u64,
-    /// Requests of a type that is not offered.
+    /// Discards answered with success.
+    pub discards: u64,
+    /// Write-zeroes requests answered with success.
+    pub zeroes: u64,
+    /// Requests of a type that was not negotiated, or with flags that it does not have.
     pub unsupported: u64,
     /// Requests refused as malformed: lengths, range, a write to a read-only volume, no room for the answer.
     pub refused: u64,
@@ -23,6 +27,10 @@ pub struct VolumeCounters {
     pub read_bytes: u64,
     /// Bytes written by the writes.
     pub written_bytes: u64,
+    /// Bytes in the ranges of the discards.
+    pub discarded_bytes: u64,
+    /// Bytes in the ranges of the write-zeroes requests.
+    pub zeroed_bytes: u64,
     /// Queues that the guest or its host broke.
     pub broken_queues: u64,
 }

@@ -2,28 +2,37 @@
 
 use virtio_bindings::{
     virtio_blk::{
-        VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+        VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+        VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
     },
     virtio_config::VIRTIO_F_VERSION_1,
-    virtio_ring::VIRTIO_RING_F_INDIRECT_DESC,
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
-/// What every volume offers: VERSION_1, INDIRECT_DESC, FLUSH, BLK_SIZE, SEG_MAX, TOPOLOGY (virtio 1.3 §5.2.3, §6).
+/// What every volume that may be written offers: VERSION_1, INDIRECT_DESC, EVENT_IDX, and of its own SIZE_MAX, SEG_MAX,
+/// BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES (virtio 1.3 §5.2.3, §6). Requests are completed out
+/// of order, so IN_ORDER is never among them.
 pub const DEFAULT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
-    | 1 << VIRTIO_BLK_F_FLUSH
-    | 1 << VIRTIO_BLK_F_BLK_SIZE
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_BLK_F_SIZE_MAX
     | 1 << VIRTIO_BLK_F_SEG_MAX
-    | 1 << VIRTIO_BLK_F_TOPOLOGY;
+    | 1 << VIRTIO_BLK_F_BLK_SIZE
+    | 1 << VIRTIO_BLK_F_FLUSH
+    | 1 << VIRTIO_BLK_F_TOPOLOGY
+    | 1 << VIRTIO_BLK_F_CONFIG_WCE
+    | 1 << VIRTIO_BLK_F_MQ
+    | WRITING_FEATURES;
 
-/// The features of a volume: RO too if it is read-only.
+/// What has no meaning for a volume that may only be read.
+const WRITING_FEATURES: u64 = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+
+/// The features of a volume: one that is read-only says so, and offers neither DISCARD nor WRITE_ZEROES.
 pub fn features(read_only: bool) -> u64 {
-    DEFAULT_FEATURES | u64::from(read_only) << VIRTIO_BLK_F_RO
-}
-
-/// Must each write be durable before it is answered? So it is for a driver that cannot flush (virtio 1.3 §5.2.6.2).
-pub(crate) fn is_write_through(negotiated: u64) -> bool {
-    negotiated & 1 << VIRTIO_BLK_F_FLUSH == 0
+    match read_only {
+        false => DEFAULT_FEATURES,
+        true => DEFAULT_FEATURES & !WRITING_FEATURES | 1 << VIRTIO_BLK_F_RO,
+    }
 }
 
 #[cfg(test)]
@@ -32,14 +41,8 @@ mod tests {
 
     #[test]
     fn the_offered_bits_are_those_of_the_specification() {
-        let bits: u64 = [2, 6, 9, 10, 28, 32].iter().map(|bit| 1 << bit).sum();
-        assert_eq!(features(false), bits);
-        assert_eq!(features(true), bits | 1 << 5);
-    }
-
-    #[test]
-    fn a_driver_without_flush_writes_through() {
-        assert!(is_write_through(DEFAULT_FEATURES & !(1 << 9)));
-        assert!(!is_write_through(DEFAULT_FEATURES));
+        let bits = |bits: &[u32]| bits.iter().map(|bit| 1u64 << bit).sum::<u64>();
+        assert_eq!(features(false), bits(&[1, 2, 6, 9, 10, 11, 12, 13, 14, 28, 29, 32]));
+        assert_eq!(features(true), bits(&[1, 2, 5, 6, 9, 10, 11, 12, 28, 29, 32]));
     }
 }

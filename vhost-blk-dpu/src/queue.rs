@@ -1,10 +1,17 @@
-//! The device's one queue, while it runs.
+//! A queue, while it runs.
 
 use outboard_ring::{CallFd, KickFd, RingError, SplitRing};
 use outboard_vhost_user::QueueResources;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::{virtio_blk::VIRTIO_BLK_F_SEG_MAX, virtio_config::VIRTIO_F_VERSION_1};
 
-use crate::features::is_write_through;
+use crate::config_space::SEG_MAX;
+
+/// Bytes that a queue may begin before the others have their turn.
+const TURN_BYTES: u64 = 256 << 10;
+/// What a request counts at least, so that small ones take turns too.
+pub(crate) const REQUEST_COST_MIN: u64 = 4096;
+/// A queue that began a lot at once waits for no more than this.
+const DEBT_BYTES_MAX: i64 = 4 << 20;
 
 /// Called when a queue has stopped, with the index at which its available ring goes on; `None` if it did not run.
 pub type Stopped = Box<dyn FnOnce(Option<u16>) + Send>;
@@ -25,7 +32,10 @@ pub(crate) struct Queue {
     pub(crate) ring: SplitRing,
     pub(crate) kick: KickFd,
     pub(crate) call: Option<CallFd>,
-    pub(crate) write_through: bool,
+    /// What was negotiated.
+    pub(crate) features: u64,
+    /// Bytes that it may begin in this turn; below 0, it had more than its share.
+    credit_bytes: i64,
     /// Requests taken from it and not finished.
     pub(crate) in_flight: usize,
     /// Who waits for it to stop. Nothing is taken from it any more if somebody does.
@@ -47,20 +57,50 @@ impl Queue {
         let kick = kick.ok_or(StartError::NoKick)?;
         // A worker polls until it sleeps.
         ring.disable_kicks();
-        let write_through = is_write_through(features);
         Ok(Self {
             ring,
             kick,
             call,
-            write_through,
+            features,
+            credit_bytes: 0,
             in_flight: 0,
             stopping: Vec::new(),
         })
     }
 
-    /// Are requests taken from it?
+    /// May a driver give requests with more segments than the queue has descriptors, though it keeps to what it was told?
+    /// It learns SEG_MAX before the queue has a size, and some make indirect tables that long (virtio 1.3 §2.7.5.3.1
+    /// forbids it); the ring refuses them.
+    pub(crate) fn is_small(&self) -> bool {
+        self.features & 1 << VIRTIO_BLK_F_SEG_MAX != 0 && u32::from(self.ring.size()) < SEG_MAX + 2
+    }
+
+    /// Are requests taken from it? Of one that is to stop, only those that were in flight already when it started: its
+    /// index alone does not tell of them.
     pub(crate) fn is_open(&self) -> bool {
-        self.stopping.is_empty() && self.ring.broken().is_none()
+        (self.stopping.is_empty() || self.ring.to_replay() > 0) && self.ring.broken().is_none()
+    }
+
+    /// Is it to stop, and nothing left to be done for it?
+    pub(crate) fn is_over(&self, shut: bool) -> bool {
+        !self.stopping.is_empty() && self.in_flight == 0 && (shut || !self.is_open())
+    }
+
+    /// Its turn comes.
+    pub(crate) fn begin_turn(&mut self) {
+        let turn = TURN_BYTES.cast_signed();
+        self.credit_bytes = (self.credit_bytes + turn).min(turn);
+    }
+
+    /// May it begin a request in this turn?
+    pub(crate) fn has_credit(&self) -> bool {
+        self.credit_bytes > 0
+    }
+
+    /// It begins something that costs so much.
+    pub(crate) fn charge(&mut self, cost_bytes: u64) {
+        let cost = i64::try_from(cost_bytes).unwrap_or(i64::MAX);
+        self.credit_bytes = self.credit_bytes.saturating_sub(cost).max(-DEBT_BYTES_MAX);
     }
 
     /// Break it, unless it is broken already. True if it was not.

@@ -7,10 +7,14 @@ use outboard_controls::{Check, on};
 use outboard_nvme::LBA_LEN;
 use outboard_storage::BufferError;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
-use crate::id::ID_LEN;
+use crate::{
+    id::ID_LEN,
+    ranges::{RANGE_COUNT_MAX, RANGE_LEN, RangeKind},
+};
 
 /// Length of the header in bytes: type, reserved, sector.
 pub const HEADER_LEN: usize = 16;
@@ -33,6 +37,8 @@ pub struct Limits {
     pub block_count: u64,
     /// Writes are refused.
     pub read_only: bool,
+    /// What was negotiated: a request of a feature that was not is unsupported.
+    pub features: u64,
 }
 
 /// A request that may be carried out. `len` is in bytes: a multiple of 512, not 0, and inside the volume.
@@ -56,6 +62,13 @@ pub enum Request {
     Flush,
     /// Tell the volume's id.
     GetId,
+    /// Discard or zero the ranges that follow the header, which are still to be checked.
+    Ranges {
+        /// Which of the two.
+        kind: RangeKind,
+        /// How many ranges: 1 to [`RANGE_COUNT_MAX`].
+        count: usize,
+    },
 }
 
 /// Why a request was refused.
@@ -105,6 +118,26 @@ pub enum RequestError {
     /// A write to a read-only volume.
     #[error("guest gave a write to a read-only volume")]
     ReadOnly,
+    /// More ranges than the config space allows.
+    #[error("guest gave a request for {count} ranges, more than the {RANGE_COUNT_MAX} that its config space allows")]
+    TooManyRanges {
+        /// How many.
+        count: u64,
+    },
+    /// A range without sectors, or with more than the config space allows.
+    #[error("guest gave a range of {sectors} sectors, where 1 to {sectors_max} are allowed")]
+    RangeLength {
+        /// How many sectors.
+        sectors: u32,
+        /// How many there may be.
+        sectors_max: u32,
+    },
+    /// Flags that this type of request does not have (virtio 1.3 §5.2.6.2).
+    #[error("guest gave a range with flags {flags:#x}, which its request does not have")]
+    Flags {
+        /// All of them.
+        flags: u32,
+    },
     /// Its data is in too many pieces.
     #[error(transparent)]
     Data(#[from] BufferError),
@@ -114,7 +147,7 @@ impl RequestError {
     /// The status by which the guest is told.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Unsupported { .. } => status_byte(VIRTIO_BLK_S_UNSUPP),
+            Self::Unsupported { .. } | Self::Flags { .. } => status_byte(VIRTIO_BLK_S_UNSUPP),
             _ => status_byte(VIRTIO_BLK_S_IOERR),
         }
     }
@@ -164,8 +197,39 @@ pub fn parse(shape: Shape, header: &[u8], limits: Limits) -> Result<Request, Req
         (VIRTIO_BLK_T_OUT, len, 0) => check_range(sector, len, limits).map(|()| Request::Write { sector, len }),
         (VIRTIO_BLK_T_FLUSH, 0, 0) => Ok(Request::Flush),
         (VIRTIO_BLK_T_GET_ID, 0, len) if len == ID_LEN as u64 => Ok(Request::GetId),
+        (VIRTIO_BLK_T_DISCARD, ..) if limits.has(VIRTIO_BLK_F_DISCARD) => {
+            let count = count_ranges(readable_data_len, writable_data_len, limits).ok_or(length)??;
+            let kind = RangeKind::Discard;
+            Ok(Request::Ranges { kind, count })
+        }
+        (VIRTIO_BLK_T_WRITE_ZEROES, ..) if limits.has(VIRTIO_BLK_F_WRITE_ZEROES) => {
+            let count = count_ranges(readable_data_len, writable_data_len, limits).ok_or(length)??;
+            let kind = RangeKind::WriteZeroes;
+            Ok(Request::Ranges { kind, count })
+        }
         (VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_GET_ID, ..) => Err(length),
         _ => Err(RequestError::Unsupported { kind }),
+    }
+}
+
+impl Limits {
+    fn has(self, bit: u32) -> bool {
+        self.features & 1 << bit != 0
+    }
+}
+
+/// How many ranges a request has, if it is made of ranges.
+fn count_ranges(readable_data_len: u64, writable_data_len: u64, limits: Limits) -> Option<Result<usize, RequestError>> {
+    let count = readable_data_len / RANGE_LEN as u64;
+    if writable_data_len != 0 || count == 0 || !readable_data_len.is_multiple_of(RANGE_LEN as u64) {
+        return None;
+    }
+    if limits.read_only && on(Check::VolumeReadOnly) {
+        return Some(Err(RequestError::ReadOnly));
+    }
+    match usize::try_from(count) {
+        Ok(count) if count <= RANGE_COUNT_MAX => Some(Ok(count)),
+        _ => Some(Err(RequestError::TooManyRanges { count })),
     }
 }
 

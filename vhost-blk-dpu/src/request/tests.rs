@@ -5,6 +5,7 @@ use super::*;
 const LIMITS: Limits = Limits {
     block_count: 1000,
     read_only: false,
+    features: 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 fn header(kind: u32, sector: u64) -> [u8; HEADER_LEN] {
@@ -41,6 +42,45 @@ fn each_type_with_its_lengths_is_a_request() {
         "a flush has no sector"
     );
     assert_eq!(parsed(VIRTIO_BLK_T_GET_ID, 77, 0, 20), Ok(Request::GetId));
+    for (kind, of) in [
+        (VIRTIO_BLK_T_DISCARD, RangeKind::Discard),
+        (VIRTIO_BLK_T_WRITE_ZEROES, RangeKind::WriteZeroes),
+    ] {
+        for count in [1, 16] {
+            let ranges = Request::Ranges { kind: of, count };
+            assert_eq!(parsed(kind, 77, 16 * count as u64, 0), Ok(ranges));
+        }
+    }
+}
+
+#[test]
+fn ranges_are_counted_and_only_where_they_were_negotiated() {
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        for (readable_data, writable_data) in [(0, 0), (15, 0), (17, 0), (16, 1), (16, 512), (0, 16)] {
+            let refused = parsed(kind, 0, readable_data, writable_data);
+            assert!(matches!(refused, Err(RequestError::Length { .. })), "{refused:?}");
+        }
+        for count in [17, 65_535, u64::MAX / 16 - 1] {
+            assert_eq!(
+                parsed(kind, 0, 16 * count, 0),
+                Err(RequestError::TooManyRanges { count })
+            );
+        }
+        let shape = Shape {
+            readable_len: 32,
+            writable_len: 1,
+        };
+        let without = Limits { features: 0, ..LIMITS };
+        assert_eq!(
+            parse(shape, &header(kind, 0), without),
+            Err(RequestError::Unsupported { kind })
+        );
+        let read_only = Limits {
+            read_only: true,
+            ..LIMITS
+        };
+        assert_eq!(parse(shape, &header(kind, 0), read_only), Err(RequestError::ReadOnly));
+    }
 }
 
 #[test]
@@ -74,6 +114,8 @@ fn the_smallest_and_largest_lengths_do_not_overflow() {
             VIRTIO_BLK_T_OUT,
             VIRTIO_BLK_T_FLUSH,
             VIRTIO_BLK_T_GET_ID,
+            VIRTIO_BLK_T_DISCARD,
+            VIRTIO_BLK_T_WRITE_ZEROES,
         ] {
             for sector in [0, u64::MAX] {
                 let shape = Shape {
@@ -110,9 +152,10 @@ proptest! {
         header_len in 0usize..=HEADER_LEN,
         block_count in prop_oneof![0u64..1001, any::<u64>()],
         read_only: bool,
+        features: u64,
     ) {
         let shape = Shape { readable_len, writable_len };
-        let limits = Limits { block_count, read_only };
+        let limits = Limits { block_count, read_only, features };
         match parse(shape, &header(kind, sector)[..header_len], limits) {
             Ok(Request::Read { sector, len }) => {
                 prop_assert!(len > 0 && len % 512 == 0 && len == writable_len - 1);
@@ -124,6 +167,10 @@ proptest! {
             }
             Ok(Request::Flush) => prop_assert_eq!((readable_len, writable_len), (16, 1)),
             Ok(Request::GetId) => prop_assert_eq!((readable_len, writable_len), (16, 21)),
+            Ok(Request::Ranges { count, .. }) => {
+                prop_assert!(!read_only && (1..=16).contains(&count) && writable_len == 1);
+                prop_assert_eq!(readable_len, 16 + 16 * count as u64);
+            }
             Err(error) => prop_assert!((1..=2).contains(&error.status())),
         }
     }

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use outboard_ring::{
-    CallFd, KickFd, Signals, SplitRing,
+    CallFd, KickFd, RingConfig, Signals, SplitRing,
     driver::{Added, Driver, GuestRam},
 };
 use outboard_storage::Backend;
@@ -15,6 +15,7 @@ pub const T_IN: u32 = 0;
 pub const T_OUT: u32 = 1;
 pub const T_FLUSH: u32 = 4;
 pub const S_OK: u8 = 0;
+pub const F_EVENT_IDX: u64 = 1 << 29;
 /// What is in a buffer before the device writes it.
 pub const UNTOUCHED: u8 = 0xff;
 
@@ -71,36 +72,18 @@ impl Guest {
 
     /// Start the queue where its available ring is at `next_avail`.
     pub fn start(&mut self, next_avail: u16) {
-        let config = outboard_ring::RingConfig {
+        let config = RingConfig {
             next_avail,
             ..self.driver.config()
         };
         let ring = SplitRing::new(config, self.ram.memory().clone()).expect("a ring in order");
-        let resources = QueueResources {
-            ring,
-            kick: Some(KickFd::new(new_eventfd()).expect("an eventfd")),
-            call: Some(CallFd::new(new_eventfd()).expect("an eventfd")),
-            features: config.features,
-            log: None,
-        };
+        let resources = resources(ring, config.features);
         self.unit.start_queue(0, resources).expect("the queue is not running");
     }
 
     /// Make a request available: header and `data` readable, `read_len` bytes and the status writable.
     pub fn add(&mut self, kind: u32, sector: u64, data: &[u8], read_len: u32) -> Added {
-        let header = header(kind, sector);
-        let readable: &[&[u8]] = if data.is_empty() { &[&header] } else { &[&header, data] };
-        let writable: &[u32] = if read_len == 0 { &[1] } else { &[read_len, 1] };
-        let added = self
-            .driver
-            .add_bytes(readable, writable)
-            .expect("there are descriptors left");
-        // No status is this, and no data that a test writes.
-        for &(addr, len) in &added.writable {
-            self.driver.write(addr, &vec![UNTOUCHED; len as usize]);
-        }
-        self.driver.publish();
-        added
+        add(&mut self.driver, kind, sector, data, read_len)
     }
 
     /// Let the device work once.
@@ -109,7 +92,7 @@ impl Guest {
     }
 
     pub fn status(&self, added: &Added) -> u8 {
-        self.driver.read(status_addr(added), 1)[0]
+        status(&self.driver, added)
     }
 
     /// Wait for the next answer.
@@ -133,6 +116,37 @@ impl Guest {
         let data = self.driver.read(added.writable[0].0, read_len as usize);
         (self.status(&added), used_len, data)
     }
+}
+
+/// What a queue with this ring runs on.
+pub fn resources(ring: SplitRing, features: u64) -> QueueResources {
+    QueueResources {
+        ring,
+        kick: Some(KickFd::new(new_eventfd()).expect("an eventfd")),
+        call: Some(CallFd::new(new_eventfd()).expect("an eventfd")),
+        features,
+        log: None,
+    }
+}
+
+/// As [`Guest::add`], on any queue.
+pub fn add(driver: &mut Driver, kind: u32, sector: u64, data: &[u8], read_len: u32) -> Added {
+    let header = header(kind, sector);
+    let readable: &[&[u8]] = if data.is_empty() { &[&header] } else { &[&header, data] };
+    let writable: &[u32] = if read_len == 0 { &[1] } else { &[read_len, 1] };
+    let added = driver
+        .add_bytes(readable, writable)
+        .expect("there are descriptors left");
+    // No status is this, and no data that a test writes.
+    for &(addr, len) in &added.writable {
+        driver.write(addr, &vec![UNTOUCHED; len as usize]);
+    }
+    driver.publish();
+    added
+}
+
+pub fn status(driver: &Driver, added: &Added) -> u8 {
+    driver.read(status_addr(added), 1)[0]
 }
 
 fn status_addr(added: &Added) -> u64 {

@@ -129,8 +129,9 @@ fn lengths_that_are_not_whole_sectors_or_do_not_fit_the_type_are_refused() {
 }
 
 #[test]
-fn types_that_were_not_offered_are_unsupported() {
-    let mut guest = memory_guest(false);
+fn types_that_were_not_negotiated_are_unsupported() {
+    let backend = Box::new(MemoryBackend::new(64 * KIB, false));
+    let mut guest = Guest::new(config(64 * KIB), backend, DEFAULT_FEATURES & !(1 << 13 | 1 << 14));
     // SCSI in both of its forms, discard, write-zeroes, secure erase, a zone append, anything.
     for kind in [T_SCSI_CMD, 3, 11, 13, 14, 15, 0x8000_0000, 1 << 16 | T_IN, u32::MAX] {
         assert_eq!(guest.run(kind, 0, &[0x2a; 64], 512).0, S_UNSUPP, "type {kind}");

@@ -13,7 +13,7 @@ use outboard_vhost_user::{DeviceError, QueueResources};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_blk_dpu::{BlkUnit, DEFAULT_FEATURES, VolumeCounters};
 
-use crate::guest::{Guest, S_OK, T_FLUSH, T_IN, T_OUT, UNTOUCHED, config};
+use crate::guest::{F_EVENT_IDX, Guest, S_OK, T_FLUSH, T_IN, T_OUT, UNTOUCHED, config};
 
 const MIB: u64 = 1 << 20;
 
@@ -175,10 +175,10 @@ fn a_revoked_volume_is_silent_and_takes_nothing() {
     let (backend, _gate) = gated(8);
     let mut fresh = BlkUnit::new(config(MIB), backend);
     assert!(matches!(
-        fresh.start_queue(1, resources()),
+        fresh.start_queue(16, resources()),
         Err(DeviceError::NoSuchQueue {
-            index: 1,
-            queue_count: 1
+            index: 16,
+            queue_count: 16
         })
     ));
     let legacy = QueueResources {
@@ -224,7 +224,8 @@ fn a_full_backend_holds_the_queue_back() {
 
 #[test]
 fn kicks_are_asked_for_before_sleeping_only() {
-    let mut guest = Guest::new(config(MIB), Box::new(MemoryBackend::new(MIB, false)), DEFAULT_FEATURES);
+    let features = DEFAULT_FEATURES & !F_EVENT_IDX;
+    let mut guest = Guest::new(config(MIB), Box::new(MemoryBackend::new(MIB, false)), features);
     guest.add(T_FLUSH, 0, &[], 0);
     assert!(!guest.driver.needs_kick(), "the worker polls");
     assert!(guest.unit.before_sleep(), "a request is waiting");

@@ -3,7 +3,7 @@
 use outboard_storage::{Backend, MemoryBackend, NullBackend, open_file, recording::Recording};
 use vhost_blk_dpu::{BlkConfig, CONFIG_LEN, DEFAULT_FEATURES, QUEUE_SIZE_MAX, SEG_MAX, VolumeCounters, device_id};
 
-use crate::guest::{Guest, S_OK, T_FLUSH, T_IN, T_OUT, config};
+use crate::guest::{F_EVENT_IDX, Guest, S_OK, T_FLUSH, T_IN, T_OUT, config};
 
 const T_GET_ID: u32 = 8;
 const MIB: u64 = 1 << 20;
@@ -21,7 +21,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 }
 
 fn serves(backend: Box<dyn Backend>) {
-    let mut guest = Guest::new(config(MIB), backend, DEFAULT_FEATURES);
+    let mut guest = Guest::new(config(MIB), backend, DEFAULT_FEATURES & !F_EVENT_IDX);
     let data = pattern(2048, 1);
     assert_eq!(guest.run(T_OUT, 9, &data, 0), (S_OK, 1, vec![]));
     assert_eq!(guest.run(T_FLUSH, 0, &[], 0).0, S_OK);
@@ -102,7 +102,8 @@ fn features_and_config_space_say_what_is_served() {
         ..config(8 * MIB)
     };
     let guest = Guest::new(config, Box::new(MemoryBackend::new(MIB + 100, false)), DEFAULT_FEATURES);
-    assert_eq!(guest.unit.features(), DEFAULT_FEATURES | 1 << 5);
+    let read_only = DEFAULT_FEATURES & !(1 << 13 | 1 << 14) | 1 << 5;
+    assert_eq!(guest.unit.features(), read_only);
     assert_eq!(guest.unit.config_space()[..8], 2048u64.to_le_bytes());
 }
 

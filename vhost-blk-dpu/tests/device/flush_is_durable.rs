@@ -5,12 +5,9 @@
 //! it before the last flush that was answered, or something written later. With the flush answered without a sync, the
 //! same test finds losses.
 
-#[path = "device/guest.rs"]
-mod guest;
-
 use std::collections::BTreeMap;
 
-use guest::{Guest, S_OK, T_FLUSH, T_IN, T_OUT, config};
+use crate::guest::{Guest, S_OK, T_FLUSH, T_IN, T_OUT, config};
 use outboard_controls::{Check, Off};
 use outboard_storage::recording::{Keep, Random, Recording};
 use vhost_blk_dpu::DEFAULT_FEATURES;
