@@ -20,7 +20,8 @@ pub const WRITEBACK_OFFSET: usize = 32;
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 const PHYSICAL_BLOCK_SECTORS: u16 = 1 << PHYSICAL_BLOCK_EXP;
 const _: () = assert!(LBA_LEN << PHYSICAL_BLOCK_EXP == PHYSICAL_BLOCK_LEN);
-const _: () = assert!(RANGE_COUNT_MAX <= 16);
+const RANGE_COUNT: u32 = 16;
+const _: () = assert!(RANGE_COUNT as usize == RANGE_COUNT_MAX);
 
 /// What the config space of a volume depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub(crate) fn config_space(fields: ConfigFields) -> [u8; CONFIG_LEN] {
     space.put(WRITEBACK_OFFSET, [u8::from(fields.writeback), 0]); // writeback, padding
     space.put(34, QUEUE_COUNT.to_le_bytes()); // num_queues
     if !fields.read_only {
-        let (count, alignment) = (RANGE_COUNT_MAX as u32, u32::from(PHYSICAL_BLOCK_SECTORS));
+        let (count, alignment) = (RANGE_COUNT, u32::from(PHYSICAL_BLOCK_SECTORS));
         space.put(36, DISCARD_SECTORS_MAX.to_le_bytes()); // max_discard_sectors
         space.put(40, count.to_le_bytes()); // max_discard_seg
         space.put(44, alignment.to_le_bytes()); // discard_sector_alignment
