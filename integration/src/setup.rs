@@ -64,9 +64,22 @@ fn run(script: &Path, arguments: &[&str]) -> Result<String, SetupError> {
 
 /// Installs missing packages. On a terminal it asks first, unless `yes`.
 pub fn packages(yes: bool) -> Result<(), SetupError> {
+    install(&[], yes)
+}
+
+/// Installs what the systems run that Outboard is compared with, by the names of `cargo bench-peers`.
+pub fn peers(systems: &[&str], yes: bool) -> Result<(), SetupError> {
+    if systems.is_empty() {
+        return Ok(());
+    }
+    install(systems, yes)
+}
+
+fn install(groups: &[&str], yes: bool) -> Result<(), SetupError> {
     let script = scripts().join("packages.sh");
     let status = Command::new(&script)
         .args(yes.then_some("--yes"))
+        .args(groups.iter().flat_map(|group| ["--group", group]))
         .status()
         .map_err(|source| SetupError::Start {
             script: script.clone(),

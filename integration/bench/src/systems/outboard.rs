@@ -1,0 +1,176 @@
+//! This project's own daemons, as `outboard up` starts them: broker, DPU and shim.
+//!
+//! The DPU's worker is pinned to the backend's core, and its other threads share that core. The shim and the broker
+//! are there too, so that nothing of ours is on a core that is not counted, but their CPU time is the host's.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{
+    Backend, Context, READY_LIMIT, Setting,
+    store::{self, VOLUME_LEN_BYTES},
+};
+use crate::{
+    cases::Store,
+    error::Failure,
+    generator::{ADDRESSES, MACS, Role, Target},
+    launch::{Launch, Running},
+};
+
+const WHO: &str = "outboard";
+const PORTS: [&str; 2] = ["a", "b"];
+const VOLUME: &str = "disk";
+
+/// A running `outboard up`.
+pub struct Outboard {
+    up: Running,
+    dpu: u32,
+    target: Target,
+}
+
+impl Outboard {
+    /// Writes a topology, starts everything, and waits until it is ready.
+    pub fn start(context: &Context, setting: Setting, folder: &Path) -> Result<Self, Failure> {
+        let topology = match setting {
+            Setting::Switch | Setting::Firewall | Setting::Segments => network_topology(),
+            Setting::Volume(store) => volume_topology(context, store)?,
+        };
+        let file = folder.join("bench.toml");
+        fs::write(&file, topology).map_err(|e| Failure::io(WHO, file.display(), &e, "check the space left in /tmp"))?;
+        let run_dir = folder.join("run");
+        let core = context.machine.backend_core;
+        let mut up = Launch::new(WHO, context.programs.path("outboard"), core)
+            .args(["--json", "up"])
+            .arg(&file)
+            .arg("--run-dir")
+            .arg(&run_dir)
+            .args(["--core", &core.to_string()])
+            .read_stdout()
+            .start(&folder.join("up.log"))?;
+        let ready = first_line(&mut up)?;
+        let dpu = dpu_pid(&ready).ok_or_else(|| up.failure("told no process id of the DPU", "report this"))?;
+        let socket = |kind: &str, name: &str| run_dir.join(kind).join(format!("{name}.sock"));
+        let target = match setting {
+            Setting::Volume(_) => Target::Blk(socket("volumes", VOLUME)),
+            _ => Target::Net {
+                role: Role::Connect,
+                a: socket("ports", PORTS[0]),
+                b: socket("ports", PORTS[1]),
+            },
+        };
+        Ok(Self { up, dpu, target })
+    }
+}
+
+/// The one line that `up --json` prints when everything is ready. Its end comes when `up` ends.
+fn first_line(up: &mut Running) -> Result<String, Failure> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(stdout) = up.take_stdout() {
+        thread::spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut line = String::new();
+            // an empty line means that it ended, which the receiver sees for itself
+            let _ = reader.read_line(&mut line);
+            let _ = sender.send(line);
+            // whoever writes into a pipe that nobody reads is killed
+            let _ = std::io::copy(&mut reader, &mut std::io::sink());
+        });
+    }
+    match receiver.recv_timeout(READY_LIMIT) {
+        Ok(line) if !line.trim().is_empty() => Ok(line),
+        _ => Err(up.failure(format!("was not ready within {READY_LIMIT:?}"), "see what it said")),
+    }
+}
+
+fn dpu_pid(ready: &str) -> Option<u32> {
+    let object: Value = serde_json::from_str(ready).ok()?;
+    object.get("pids")?.get("dpu")?.as_u64()?.try_into().ok()
+}
+
+fn network_topology() -> String {
+    let mut text = "[[network]]\nname = \"bench\"\nsubnets = [\"10.0.0.0/24\"]\n".to_owned();
+    for ((name, mac), address) in PORTS.into_iter().zip(MACS).zip(ADDRESSES) {
+        let _ = write!(
+            text,
+            "\n[[port]]\nname = \"{name}\"\nnetwork = \"bench\"\nmac = \"{mac}\"\naddresses = [\"{address}\"]\n\
+             card = \"local\"\n"
+        );
+    }
+    text
+}
+
+fn volume_topology(context: &Context, store: Store) -> Result<String, Failure> {
+    let backend = match store {
+        Store::Null => "{ null = true }".to_owned(),
+        Store::Memory => "{ memory = true }".to_owned(),
+        Store::File | Store::Disk | Store::Encrypted => {
+            let path: PathBuf = store::file(WHO, context, store)?;
+            format!("{{ file = {:?} }}", path.display().to_string())
+        }
+    };
+    Ok(format!(
+        "[[volume]]\nname = \"{VOLUME}\"\nsize = \"{}MiB\"\nbackend = {backend}\ncard = \"local\"\n",
+        VOLUME_LEN_BYTES >> 20
+    ))
+}
+
+impl Backend for Outboard {
+    fn target(&self) -> Target {
+        self.target.clone()
+    }
+
+    fn processes(&self) -> BTreeSet<u32> {
+        [self.dpu].into()
+    }
+
+    fn pollers(&self) -> BTreeSet<u32> {
+        // its worker sleeps when there is nothing to do
+        BTreeSet::new()
+    }
+
+    fn check(&mut self) -> Result<(), Failure> {
+        match self.up.ended() {
+            None => Ok(()),
+            Some(status) => Err(self.up.failure(format!("ended with {status}"), "see what it said")),
+        }
+    }
+
+    fn version(&self) -> String {
+        format!("Outboard {}", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+impl Drop for Outboard {
+    fn drop(&mut self) {
+        self.up.stop(Signal::SIGINT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ready_line_tells_the_process_id_of_the_dpu() {
+        assert_eq!(dpu_pid("{\"pids\":{\"up\":1,\"dpu\":4711}}\n"), Some(4711));
+        assert_eq!(dpu_pid("{\"pids\":{}}"), None);
+    }
+
+    #[test]
+    fn ports_have_the_generators_addresses() {
+        let text = network_topology();
+        for word in MACS.into_iter().chain(ADDRESSES) {
+            assert!(text.contains(&format!("\"{word}\"")), "{text}");
+        }
+    }
+}
