@@ -5,6 +5,7 @@ mod forwarding;
 mod frames;
 mod hostile;
 mod multiqueue;
+mod negotiated;
 mod offload;
 mod random;
 mod reasons;

@@ -44,6 +44,8 @@ pub struct Pair {
     pub rx: Driver,
     pub tx: Driver,
     buffers: HashMap<u16, (u64, usize)>,
+    /// Buffers that came back, to be posted again.
+    spare: Vec<(u64, u32)>,
     tx_buffer: u64,
     reaped: usize,
     /// Transmit buffers in the order they were queued: what IN_ORDER is held to.
@@ -57,6 +59,7 @@ impl Pair {
             rx: Driver::new(ram, QUEUE_SIZE, features),
             tx: Driver::new(ram, QUEUE_SIZE, features),
             buffers: HashMap::new(),
+            spare: Vec::new(),
             tx_buffer: ram.alloc(1 << 17, 64),
             reaped: 0,
             queued: VecDeque::new(),
@@ -73,6 +76,14 @@ impl Pair {
     pub fn post_from(&mut self, ram: &GuestRam, count: usize, len: u32) {
         for _ in 0..count {
             let addr = ram.alloc(u64::from(len), 64);
+            self.post_at(addr, len);
+        }
+        self.rx.publish();
+    }
+
+    /// Makes the buffers that came back available again.
+    pub fn repost(&mut self) {
+        for (addr, len) in std::mem::take(&mut self.spare) {
             self.post_at(addr, len);
         }
         self.rx.publish();
@@ -137,6 +148,7 @@ impl Pair {
         );
         let (addr, capacity) = self.buffers.remove(&head).expect("a buffer that was posted");
         assert!(len as usize <= capacity, "used.len is no more than the buffer");
+        self.spare.push((addr, u32::try_from(capacity).expect("short")));
         Some(self.rx.read(addr, len as usize))
     }
 
@@ -335,7 +347,8 @@ impl Rig {
         Self::bare(features, 1)
     }
 
-    fn bare(features: &[u64], pair_count: usize) -> Self {
+    /// The same with several queue pairs each.
+    pub fn bare(features: &[u64], pair_count: usize) -> Self {
         let names = ["a", "b", "c", "d"];
         let guests: Vec<_> = (1..)
             .zip(names.iter().zip(features))
