@@ -60,6 +60,8 @@ pub struct Queue {
     pub(crate) accepted: Accepted,
     /// Largest frame that is not to be segmented, by the MTU, in bytes without the virtio header.
     pub(crate) frame_len_max: usize,
+    /// As the ring logs, for what is written and not used.
+    log: Option<RingLog>,
     kick: Option<KickFd>,
     call: Option<CallFd>,
     /// Used entries were staged since the last flush.
@@ -80,6 +82,7 @@ impl Queue {
         Ok(Self {
             ring,
             accepted,
+            log: resources.log,
             frame_len_max: frame_len_max(MTU_DEFAULT),
             kick,
             call,
@@ -151,7 +154,17 @@ impl Queue {
 
     /// Logs writes in this way from now on, or not at all.
     pub fn set_log(&mut self, log: Option<RingLog>) {
+        self.log.clone_from(&log);
         self.ring.set_log(log);
+    }
+
+    /// Logs that chains were written to that are given back to be used another time.
+    #[cold]
+    pub(crate) fn log_writes<'a>(&self, chains: impl Iterator<Item = &'a Chain>) {
+        let Some(RingLog { log, .. }) = &self.log else { return };
+        for segment in chains.flat_map(Chain::writable) {
+            log.mark(segment.addr, segment.len.into());
+        }
     }
 
     /// Asks for kicks; true if chains are waiting already.

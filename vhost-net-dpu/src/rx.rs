@@ -1,5 +1,6 @@
 //! The receive path: a frame into a driver's buffers, whole or not at all.
 
+use outboard_controls::{Check, on};
 use outboard_ring::{Chain, ChainError, GuestMemory, RingError, copy};
 use outboard_vhost_user::QueueResources;
 
@@ -84,12 +85,14 @@ impl RxQueue {
         let total = HEADER_LEN + head.len() + payload.len();
         // A frame that the guest segments itself is no longer than its own segments (Linux' bridge asks the same of a
         // port: `is_skb_forwardable`).
-        if total - HEADER_LEN > self.queue.frame_len_max && header.gso_type == GSO_NONE {
+        let long = total - HEADER_LEN > self.queue.frame_len_max;
+        if long && header.gso_type == GSO_NONE && on(Check::FrameLength) {
             return Err(RxDrop::OverMtu);
         }
         let count = self.reserve(total)?;
         let num_buffers = u16::try_from(count).unwrap_or(u16::MAX);
         if let Err(drop) = self.write(NetHeader { num_buffers, ..header }, head, payload) {
+            self.queue.log_writes(self.chains.iter().take(count));
             self.queue.ring.unpop(num_buffers);
             return Err(drop);
         }
@@ -118,7 +121,7 @@ impl RxQueue {
                 break;
             }
             count += 1;
-            if let Some(reason) = unfit(chain) {
+            if let Some(reason) = unfit(chain).filter(|_| on(Check::ReceiveBuffer)) {
                 self.queue.fail(RingError::Request {
                     head: chain.head(),
                     reason,

@@ -1,5 +1,6 @@
 //! A port: its queues, whether anything may pass, and its counters.
 
+use outboard_controls::{Check, on};
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
@@ -83,7 +84,7 @@ impl Port {
 
     /// May frames pass, and are the queues this port's own?
     pub(crate) fn serves(&self) -> bool {
-        self.gate == Gate::Open && !self.stale
+        self.gate == Gate::Open && !(self.stale && on(Check::StaleQueue))
     }
 
     /// May a session start queues?

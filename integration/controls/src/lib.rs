@@ -82,9 +82,17 @@ pub enum Check {
     InflightRegion,
     /// A driver of IN_ORDER gets its chains back in the order in which it gave them.
     InOrder,
+    /// Frames must fit the MTU, or the largest frame there is.
+    FrameLength,
+    /// IP headers must agree with themselves and with the frame.
+    WellFormedIp,
+    /// Receive buffers must be for the device to write, and hold the virtio header.
+    ReceiveBuffer,
+    /// Queues of a port that is gone are not served for another of its name.
+    StaleQueue,
 }
 
-const ALL: [(Check, &str); 36] = [
+const ALL: [(Check, &str); 40] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -121,6 +129,10 @@ const ALL: [(Check, &str); 36] = [
     (Check::LogCoversMemory, "log-covers-memory"),
     (Check::InflightRegion, "inflight-region"),
     (Check::InOrder, "in-order"),
+    (Check::FrameLength, "frame-length"),
+    (Check::WellFormedIp, "well-formed-ip"),
+    (Check::ReceiveBuffer, "receive-buffer"),
+    (Check::StaleQueue, "stale-queue"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use outboard_controls::{Check, on};
+
 use super::{ETHERNET_HEADER_LEN, Flaw, Fragment, IpAddresses, IpPacket, ParseError, View, transport_header_len_min};
 
 /// IPv4's header without options, in bytes.
@@ -16,7 +18,29 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
 pub(super) fn parse(view: View<'_>) -> Result<IpPacket, ParseError> {
-    parse_inner(view).map_err(ParseError::Ipv4)
+    let parsed = parse_inner(view).map_err(ParseError::Ipv4);
+    if parsed.is_err()
+        && !on(Check::WellFormedIp)
+        && let Some(packet) = believed(view)
+    {
+        return Ok(packet);
+    }
+    parsed
+}
+
+/// What one would make of the packet who looks at its addresses only: for the control of [`Check::WellFormedIp`].
+fn believed(view: View<'_>) -> Option<IpPacket> {
+    let [.., protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = *view.bytes::<HEADER_LEN_MIN>(ETHERNET_HEADER_LEN)?;
+    let transport_offset = ETHERNET_HEADER_LEN + HEADER_LEN_MIN;
+    Some(IpPacket {
+        addresses: IpAddresses::V4(Ipv4Addr::new(s0, s1, s2, s3), Ipv4Addr::new(d0, d1, d2, d3)),
+        hop_limit: 0,
+        protocol,
+        transport_offset,
+        transport_len: view.frame_len - transport_offset,
+        fragment: Fragment::Later,
+        routed: false,
+    })
 }
 
 fn parse_inner(view: View<'_>) -> Result<IpPacket, Flaw> {

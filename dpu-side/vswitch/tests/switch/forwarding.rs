@@ -250,7 +250,7 @@ fn a_broken_queue_is_latched_and_the_others_go_on() {
     assert_eq!(rig.guests[0].received().len(), 1);
     // A reset, as the VMM does it, brings it back.
     assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(0));
-    rig.guests[0].tx = Driver::new(&rig.guests[0].ram, 64, FEATURES);
+    rig.guests[0].renew_tx();
     let queue = resources(&rig.guests[0].tx, rig.guests[0].ram.memory(), FEATURES);
     rig.switch.start_queue("a", TX_QUEUE, queue).expect("a fresh queue");
     rig.alive(0, 1);

@@ -85,17 +85,30 @@ fn lengths_are_bounded_at_both_ends() {
     rig.expect(&[sent(1, 14).dropped(DropReason::MalformedArp, 1), NOTHING]);
     rig.send_plain(0, &frame_of(FRAME_MTU_LEN_MAX));
     rig.expect(&[sent(1, FRAME_MTU_LEN_MAX), got(1, FRAME_MTU_LEN_MAX)]);
-    rig.send_plain(0, &frame_of(FRAME_MTU_LEN_MAX + 1));
-    rig.expect(&[sent(1, FRAME_MTU_LEN_MAX + 1).dropped(DropReason::OverMtu, 1), NOTHING]);
-    let mut long = frame_of(1000);
-    long.resize(FRAME_LEN_MAX, 0);
-    rig.send_plain(0, &long);
-    rig.expect(&[sent(1, FRAME_LEN_MAX).dropped(DropReason::OverMtu, 1), NOTHING]);
-    long.push(0);
-    rig.send_plain(0, &long);
-    rig.expect(&[sent(1, FRAME_LEN_MAX + 1).dropped(DropReason::Oversize, 1), NOTHING]);
     assert_eq!(rig.guests[1].received().len(), 1);
-    rig.alive(0, 1);
+    let padded = |len: usize| {
+        let mut frame = frame_of(1000);
+        frame.resize(len, 0);
+        frame
+    };
+    let cases = [
+        (frame_of(FRAME_MTU_LEN_MAX + 1), DropReason::OverMtu),
+        (padded(FRAME_LEN_MAX), DropReason::OverMtu),
+        (padded(FRAME_LEN_MAX + 1), DropReason::Oversize),
+    ];
+    for (long, reason) in cases {
+        rig.alive(0, 1);
+        rig.send_plain(0, &long);
+        rig.expect(&[sent(1, long.len()).dropped(reason, 1), NOTHING]);
+        {
+            let _off = Off::here(Check::FrameLength);
+            rig.send_plain(0, &long);
+        }
+        rig.expect(&[sent(1, long.len()), got(1, long.len())]);
+        assert_eq!(rig.guests[1].received()[0].1, long, "without the check it is forwarded");
+        rig.guests[1].repost();
+        rig.alive(0, 1);
+    }
 }
 
 #[test]
@@ -242,6 +255,16 @@ fn malformed_ip_is_dropped_and_the_next_frame_passes() {
         bad[at] = byte;
         rig.send_plain(0, &bad);
         rig.expect(&[sent(1, bad.len()).dropped(reason, 1), NOTHING]);
+        {
+            let _off = Off::here(Check::WellFormedIp);
+            rig.send_plain(0, &bad);
+        }
+        rig.expect(&[sent(1, bad.len()), got(1, bad.len())]);
+        assert_eq!(
+            rig.guests[1].received()[0].1,
+            bad,
+            "{what}: without the check it is forwarded"
+        );
         rig.alive(0, 1);
     }
     // Protocol 0 means nothing in IPv4; it is a packet like any other, with the sender's own source.
@@ -251,29 +274,44 @@ fn malformed_ip_is_dropped_and_the_next_frame_passes() {
     rig.expect(&[sent(1, zero.len()), got(1, zero.len())]);
 }
 
+/// Three guests; the second one's first receive buffer is none: a part of it is readable, or it is too small.
+fn with_bad_buffer(readable: bool) -> Rig {
+    let mut rig = Rig::without_buffers(&[FEATURES, FEATURES, FEATURES]);
+    rig.guests[0].post(4, 1526);
+    rig.guests[2].post(4, 1526);
+    if readable {
+        let at = rig.guests[1].ram.alloc(2000, 64);
+        rig.guests[1]
+            .rx
+            .add(&[(at, 100)], &[(at + 100, 1900)])
+            .expect("there is room");
+        rig.guests[1].rx.publish();
+    } else {
+        rig.guests[1].post(1, 11);
+    }
+    rig.guests[1].post(4, 1526);
+    rig
+}
+
 #[test]
 fn a_receive_buffer_that_is_none_kills_that_queue_only() {
     for readable in [false, true] {
-        let mut rig = Rig::without_buffers(&[FEATURES, FEATURES, FEATURES]);
-        rig.guests[0].post(4, 1526);
-        rig.guests[2].post(4, 1526);
-        if readable {
-            let at = rig.guests[1].ram.alloc(2000, 64);
-            rig.guests[1]
-                .rx
-                .add(&[(at, 100)], &[(at + 100, 1900)])
-                .expect("there is room");
-            rig.guests[1].rx.publish();
-        } else {
-            rig.guests[1].post(1, 11);
-        }
-        rig.guests[1].post(4, 1526);
+        let mut rig = with_bad_buffer(readable);
+        rig.alive(0, 2);
         let frame = frame_of(100);
         rig.send_plain(0, &frame);
         rig.send_plain(0, &frame);
         rig.expect(&[sent(2, 200), missed(DropReason::RxBroken, 2), NOTHING]);
         assert_eq!(rig.guests[1].rx.published_used(), 0, "nothing was written to it");
         rig.alive(0, 2);
+        // Without the check it is written to, and the guest is told of a frame in it.
+        let mut rig = with_bad_buffer(readable);
+        {
+            let _off = Off::here(Check::ReceiveBuffer);
+            rig.send_plain(0, &frame);
+        }
+        rig.expect(&[sent(1, 100), got(1, 100), NOTHING]);
+        assert_eq!(rig.guests[1].rx.published_used(), if readable { 1 } else { 2 });
     }
 }
 

@@ -1,9 +1,12 @@
 //! The switch from outside: guests over rings, and every counter of every step.
 
 mod allocations;
+mod dirty_log;
 mod forwarding;
 mod frames;
 mod hostile;
+mod lifecycle;
+mod mtu;
 mod multiqueue;
 mod negotiated;
 mod offload;

@@ -57,7 +57,9 @@ impl Spec {
     }
 
     fn payload(&self) -> Vec<u8> {
-        (0..self.len).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1].wrapping_mul(31)).collect()
+        (0..self.len)
+            .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1].wrapping_mul(31))
+            .collect()
     }
 
     fn frame(&self) -> Vec<u8> {
@@ -123,7 +125,11 @@ fn to_cut(spec: &Spec) -> Option<usize> {
 
 /// Why the sender's port refuses the frame, if so.
 fn refusal(spec: &Spec, features: u64, len_max: usize) -> Option<DropReason> {
-    let tso = if spec.v6 { VIRTIO_NET_F_HOST_TSO6 } else { VIRTIO_NET_F_HOST_TSO4 };
+    let tso = if spec.v6 {
+        VIRTIO_NET_F_HOST_TSO6
+    } else {
+        VIRTIO_NET_F_HOST_TSO4
+    };
     let bad = if spec.partial && !has(features, &[VIRTIO_NET_F_CSUM]) {
         true
     } else if let Some(size) = spec.gso {
@@ -195,7 +201,9 @@ fn verified(header: NetHeader, packet: &[u8]) -> (Vec<u8>, bool) {
         let start = usize::from(header.csum_start);
         let at = start + usize::from(header.csum_offset);
         let words = packet[start..].chunks(2);
-        let mut sum: u32 = words.map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b))).sum();
+        let mut sum: u32 = words
+            .map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b)))
+            .sum();
         while sum > 0xffff {
             sum = (sum >> 16) + (sum & 0xffff);
         }
@@ -231,8 +239,15 @@ fn spec() -> impl Strategy<Value = Spec> {
     let len = prop_oneof![2 => 1usize..1400, 1 => 1400usize..1600, 3 => 1600usize..20_000];
     let gso = proptest::option::weighted(0.6, prop_oneof![4 => 200u16..1500, 1 => 1500u16..9000]);
     let offload = (prop::bool::weighted(0.8), gso);
-    (any::<(bool, bool)>(), len, offload, any::<(bool, bool)>(), prop::bool::weighted(0.15), any::<Index>()).prop_map(
-        |((tcp, v6), len, (partial, gso), cwr, group, pair)| Spec {
+    (
+        any::<(bool, bool)>(),
+        len,
+        offload,
+        any::<(bool, bool)>(),
+        prop::bool::weighted(0.15),
+        any::<Index>(),
+    )
+        .prop_map(|((tcp, v6), len, (partial, gso), cwr, group, pair)| Spec {
             tcp,
             v6,
             len,
@@ -241,14 +256,14 @@ fn spec() -> impl Strategy<Value = Spec> {
             cwr,
             group,
             pair,
-        },
-    )
+        })
 }
 
 /// VERSION_1 and any of the other features that are offered; often all but a few.
 fn features() -> impl Strategy<Value = u64> {
     let some = any::<u64>();
-    let most = proptest::collection::vec(0u32..64, 0..4).prop_map(|off| off.iter().fold(u64::MAX, |all, bit| all & !(1 << bit)));
+    let most = proptest::collection::vec(0u32..64, 0..4)
+        .prop_map(|off| off.iter().fold(u64::MAX, |all, bit| all & !(1 << bit)));
     prop_oneof![some, most].prop_map(|mask| FEATURES & mask | 1 << VIRTIO_F_VERSION_1)
 }
 

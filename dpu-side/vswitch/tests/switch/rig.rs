@@ -233,6 +233,12 @@ impl Guest {
         self.pairs[pair].queue_from(&self.ram, header, frame);
     }
 
+    /// A new transmit ring in the first pair, as after a reset.
+    pub fn renew_tx(&mut self) {
+        self.pairs[0].tx = Driver::new(&self.ram, QUEUE_SIZE, self.features);
+        self.pairs[0].queued.clear();
+    }
+
     /// Its memory and its pairs, apart.
     pub fn split(&mut self) -> (&GuestRam, &mut [Pair]) {
         (&self.ram, &mut self.pairs)
