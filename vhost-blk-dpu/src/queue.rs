@@ -1,5 +1,6 @@
 //! A queue, while it runs.
 
+use outboard_controls::{Check, on};
 use outboard_ring::{CallFd, KickFd, RingError, SplitRing};
 use outboard_vhost_user::QueueResources;
 use virtio_bindings::{virtio_blk::VIRTIO_BLK_F_SEG_MAX, virtio_config::VIRTIO_F_VERSION_1};
@@ -83,7 +84,8 @@ impl Queue {
 
     /// Is it to stop, and nothing left to be done for it?
     pub(crate) fn is_over(&self, shut: bool) -> bool {
-        !self.stopping.is_empty() && self.in_flight == 0 && (shut || !self.is_open())
+        let drained = self.in_flight == 0 && (shut || !self.is_open());
+        !self.stopping.is_empty() && (drained || !on(Check::StopDrains))
     }
 
     /// Its turn comes.

@@ -90,9 +90,11 @@ pub enum Check {
     ReceiveBuffer,
     /// Queues of a port that is gone are not served for another of its name.
     StaleQueue,
+    /// A queue has stopped only once nothing of it is in flight.
+    StopDrains,
 }
 
-const ALL: [(Check, &str); 40] = [
+const ALL: [(Check, &str); 41] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -133,6 +135,7 @@ const ALL: [(Check, &str); 40] = [
     (Check::WellFormedIp, "well-formed-ip"),
     (Check::ReceiveBuffer, "receive-buffer"),
     (Check::StaleQueue, "stale-queue"),
+    (Check::StopDrains, "stop-drains"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

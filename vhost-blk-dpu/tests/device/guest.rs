@@ -14,6 +14,8 @@ use vhost_blk_dpu::{BlkConfig, BlkUnit};
 pub const T_IN: u32 = 0;
 pub const T_OUT: u32 = 1;
 pub const T_FLUSH: u32 = 4;
+pub const T_DISCARD: u32 = 11;
+pub const T_WRITE_ZEROES: u32 = 13;
 pub const S_OK: u8 = 0;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// What is in a buffer before the device writes it.
@@ -58,8 +60,14 @@ fn new_eventfd() -> OwnedFd {
 impl Guest {
     /// A guest that drives `backend` with these features.
     pub fn new(config: BlkConfig, backend: Box<dyn Backend>, features: u64) -> Self {
-        let ram = GuestRam::new(8 << 20);
-        let driver = Driver::new(&ram, 64, features);
+        Self::with_queue(config, backend, features, 64)
+    }
+
+    /// The same with a queue of so many descriptors.
+    pub fn with_queue(config: BlkConfig, backend: Box<dyn Backend>, features: u64, size: u16) -> Self {
+        // An indirect table as long as the queue for each descriptor, and room for buffers.
+        let ram = GuestRam::new((8 << 20) + 32 * u64::from(size) * u64::from(size));
+        let driver = Driver::new(&ram, size, features);
         let mut guest = Self {
             ram,
             driver,

@@ -6,76 +6,18 @@ use std::sync::{
 };
 
 use outboard_ring::{CallFd, KickFd};
-use outboard_storage::{
-    Backend, Busy, Completion, Geometry, MemoryBackend, Request, ResizeError, recording::Recording,
-};
+use outboard_storage::{MemoryBackend, recording::Recording};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_blk_dpu::{BlkUnit, DEFAULT_FEATURES, VolumeCounters};
 
+use crate::gated::gated;
 use crate::guest::{F_EVENT_IDX, Guest, S_OK, T_FLUSH, T_IN, T_OUT, UNTOUCHED, config};
 
 const MIB: u64 = 1 << 20;
 
-/// A backend that completes nothing until its gate is opened.
-struct Gated {
-    inner: MemoryBackend,
-    depth: usize,
-    held: Vec<Request>,
-    gate: Receiver<()>,
-}
-
-fn gated(depth: usize) -> (Box<Gated>, mpsc::Sender<()>) {
-    let (open, gate) = mpsc::channel();
-    (
-        Box::new(Gated {
-            inner: MemoryBackend::new(MIB, false),
-            depth,
-            held: Vec::new(),
-            gate,
-        }),
-        open,
-    )
-}
-
-impl Backend for Gated {
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
-    }
-    fn resize(&mut self, size_bytes: u64) -> Result<(), ResizeError> {
-        self.inner.resize(size_bytes)
-    }
-    fn depth(&self) -> usize {
-        self.depth
-    }
-    fn submit(&mut self, request: Request) -> Result<(), Busy> {
-        if self.in_flight() >= self.depth {
-            return Err(Busy(request));
-        }
-        self.held.push(request);
-        Ok(())
-    }
-    fn start(&mut self) {}
-    fn complete(&mut self) -> Option<Completion> {
-        if self.inner.in_flight() == 0 && !self.held.is_empty() && self.gate.try_recv().is_ok() {
-            let request = self.held.remove(0);
-            self.inner.submit(request).expect("it is idle");
-        }
-        self.inner.complete()
-    }
-    fn in_flight(&self) -> usize {
-        self.held.len() + self.inner.in_flight()
-    }
-    fn wake_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        None
-    }
-    fn arm(&mut self) -> bool {
-        false
-    }
-}
-
 /// Ask the queue to stop; what it says comes by the channel.
-fn stop(unit: &mut BlkUnit) -> Receiver<Option<u16>> {
+pub fn stop(unit: &mut BlkUnit) -> Receiver<Option<u16>> {
     let (done, stopped) = mpsc::channel();
     unit.stop_queue(
         0,

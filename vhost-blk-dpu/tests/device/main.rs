@@ -5,7 +5,11 @@
 
 mod flush_is_durable;
 mod framing;
+mod gated;
 mod guest;
 mod hostile;
+mod late;
 mod lifecycle;
+mod queues;
+mod ranges;
 mod round_trips;
