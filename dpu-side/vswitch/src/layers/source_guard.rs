@@ -2,6 +2,11 @@
 //!
 //! Addresses are the record's; beside them the IPv6 link-local address made from the port's MAC. A guest that makes its
 //! link-local address otherwise (RFC 7217) is heard only if that address is in the record.
+//!
+//! Group membership queries (IGMP, MLD) pass from the port's own addresses, as operators know it from Neutron, whose
+//! anti-spoofing rules let instances send them. A false querier gains little here: every member of a network is given
+//! its groups' frames whether it asked or not, and what it can bring about are reports. From no address, as snooping
+//! switches send them (RFC 4541 §2.1.1), or from another's they are forged.
 
 mod arp;
 mod ip;

@@ -8,9 +8,11 @@ use std::{
 use outboard_vswitch::DropReason;
 use vhost_net_dpu::{
     features::FEATURES,
-    header::{GSO_TCPV4, NEEDS_CSUM, NetHeader},
+    header::{GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, NetHeader},
 };
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+};
 
 use crate::{
     frames::{BROADCAST, arp, icmpv6, neighbour, ping, tcp, udp, v6},
@@ -20,6 +22,8 @@ use crate::{
 /// Takes whole checksums and single packets only.
 const POOR: u64 =
     FEATURES & !(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6);
+/// Takes checksums to complete, but has UDP cut.
+const CUTTING: u64 = FEATURES & !(1 << VIRTIO_NET_F_GUEST_USO4);
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -73,9 +77,16 @@ fn no_frame_is_worth_an_allocation() {
         hdr_len: 54,
         ..checksum
     };
+    let datagrams = NetHeader {
+        gso_type: GSO_UDP_L4,
+        gso_size: 1400,
+        hdr_len: 42,
+        csum_offset: 6,
+        ..checksum
+    };
     let plain = NetHeader::default();
     let own = v6(mac(1));
-    let traffic: Vec<(NetHeader, Vec<u8>)> = [2, 3]
+    let traffic: Vec<(NetHeader, Vec<u8>)> = [2, 3, 4]
         .into_iter()
         .flat_map(|to| {
             [
@@ -87,6 +98,10 @@ fn no_frame_is_worth_an_allocation() {
                     udp((mac(9), mac(to)), ([10, 0, 0, 1], [10, 0, 0, 2]), (1, 2), b"forged"),
                 ),
                 (checksum, ping(mac(1), mac(to))),
+                (
+                    datagrams,
+                    udp((mac(1), mac(to)), ([10, 0, 0, 1], [10, 0, 0, to]), (1, 2), &[7; 6000]),
+                ),
             ]
         })
         .chain([
@@ -97,15 +112,24 @@ fn no_frame_is_worth_an_allocation() {
                 icmpv6((mac(1), mac(2)), (own, own), 255, &neighbour(136, own, &[])),
             ),
             (plain, ping(mac(1), mac(77))),
+            (
+                plain,
+                udp((mac(1), mac(4)), ([10, 0, 0, 1], [10, 0, 0, 4]), (1, 2), &[7; 1400]),
+            ),
+            (
+                datagrams,
+                udp((mac(1), BROADCAST), ([10, 0, 0, 1], [255; 4]), (1, 2), &[7; 6000]),
+            ),
             (plain, vec![0; 5]),
         ])
         .collect();
-    let mut rig = Rig::new(&[FEATURES, FEATURES, POOR]);
+    let mut rig = Rig::with_pairs(&[FEATURES, FEATURES, POOR, CUTTING], 4);
+    rig.switch.set_mtu("d", Some(1400)).expect("d is declared");
     for _ in 0..20 {
-        for (header, frame) in &traffic {
-            rig.guests[0].queue(*header, frame);
+        for (n, (header, frame)) in traffic.iter().enumerate() {
+            rig.guests[0].queue_on(n % 4, *header, frame);
         }
-        rig.guests[0].tx.publish();
+        rig.guests[0].pairs.iter_mut().for_each(|pair| pair.tx.publish());
         let count = allocations(|| {
             rig.breathe();
             rig.switch.before_sleep();
@@ -113,16 +137,19 @@ fn no_frame_is_worth_an_allocation() {
         });
         assert_eq!(count, 0);
         // In the later rounds nobody gives buffers, and frames are lost.
-        rig.guests[1].received();
-        rig.guests[2].received();
+        rig.guests.iter_mut().for_each(|guest| drop(guest.received()));
     }
     let counters = rig.switch.counters();
     assert_eq!(counters[0].tx_frames, 20 * traffic.len() as u64);
-    assert!(counters[1].rx_frames >= 20 && counters[2].rx_frames >= 20);
+    assert!(counters[1..].iter().all(|port| port.rx_frames >= 20));
     let lost = |port: usize, reason: DropReason| counters[port].drops[reason as usize];
     assert!(lost(1, DropReason::RxFull) > 0 && lost(2, DropReason::RxFull) > 0);
     assert_eq!(
         (lost(0, DropReason::SpoofedMac), lost(0, DropReason::BadOffload)),
-        (40, 40)
+        (60, 60)
+    );
+    assert!(
+        lost(3, DropReason::RxOverMtu) >= 20,
+        "a frame of each round, and datagrams"
     );
 }

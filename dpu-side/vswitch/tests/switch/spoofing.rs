@@ -445,9 +445,58 @@ fn p02_what_hosts_say_to_groups_passes() {
         let frame = ipv6((mac(1), [0x33, 0x33, 0, 0, 0, 22]), (source, routers), 0, 1, &listener);
         passes(&mut rig, "an MLDv2 report behind a hop-by-hop header", &frame);
     }
+    // Queries too, from the guest's own addresses.
+    let all_systems = ([1, 0, 0x5e, 0, 0, 1], [224, 0, 0, 1]);
+    let query = [0x11, 100, 0xee, 0x9b, 0, 0, 0, 0];
+    passes(
+        &mut rig,
+        "an IGMPv2 query",
+        &with_options(2, all_systems, &[148, 4, 0, 0], &query),
+    );
+    let frame = listener_query(own_link_local());
+    passes(&mut rig, "an MLD query", &frame);
     let announced = arp(2, mac(1), (mac(1), OWN), (BROADCAST, OWN));
     passes(&mut rig, "a gratuitous ARP reply", &announced);
     rig.alive(0, 1);
+}
+
+/// An MLD query (RFC 2710) behind a router alert.
+fn listener_query(source: [u8; 16]) -> Vec<u8> {
+    let query = [
+        &[58, 0, 5, 2, 0, 0, 1, 0][..],
+        &[130, 0, 0, 0, 0x27, 0x10, 0, 0],
+        &UNSPECIFIED,
+    ]
+    .concat();
+    ipv6((mac(1), ALL_NODES_MAC), (source, ALL_NODES), 0, 1, &query)
+}
+
+#[test]
+fn p02_a_query_for_group_members_comes_from_nobody_else() {
+    let mut rig = Rig::pair();
+    let query = [0x11, 100, 0xee, 0x9b, 0, 0, 0, 0];
+    for (what, source) in [("from no address", ZERO), ("from the victim's", VICTIM)] {
+        let mut frame = with_options(2, ([1, 0, 0x5e, 0, 0, 1], [224, 0, 0, 1]), &[148, 4, 0, 0], &query);
+        frame[26..30].copy_from_slice(&source);
+        stopped(
+            &mut rig,
+            &format!("an IGMP query {what}"),
+            &frame,
+            DropReason::SpoofedIpv4,
+        );
+    }
+    for (what, source) in [
+        ("from no address", UNSPECIFIED),
+        ("from the victim's", link_local(mac(2)).octets()),
+    ] {
+        let frame = listener_query(source);
+        stopped(
+            &mut rig,
+            &format!("an MLD query {what}"),
+            &frame,
+            DropReason::SpoofedIpv6,
+        );
+    }
 }
 
 #[test]
