@@ -1,6 +1,6 @@
 //! What the transmit and the receive queue have in common: a ring, its calls, and its failure.
 
-use outboard_ring::{CallFd, Chain, KickFd, RingError, RingLog, Signals, SplitRing};
+use outboard_ring::{CallFd, Chain, RingError, RingLog, Signals, SplitRing};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
@@ -62,7 +62,6 @@ pub struct Queue {
     pub(crate) frame_len_max: usize,
     /// As the ring logs, for what is written and not used.
     log: Option<RingLog>,
-    kick: Option<KickFd>,
     call: Option<CallFd>,
     /// Used entries were staged since the last flush.
     staged: bool,
@@ -78,13 +77,13 @@ impl Queue {
         let mut ring = resources.ring;
         ring.disable_kicks();
         // Entries of an earlier session may stand unsignalled, so the driver is called once in any case.
-        let (kick, call) = (resources.kick, resources.call);
+        // Its kick is watched by whoever runs the device, by a descriptor of its own.
+        let call = resources.call;
         Ok(Self {
             ring,
             accepted,
             log: resources.log,
             frame_len_max: frame_len_max(MTU_DEFAULT),
-            kick,
             call,
             staged: false,
             call_due: true,
@@ -176,14 +175,7 @@ impl Queue {
     }
 
     pub(crate) fn after_sleep(&mut self) {
-        self.drain_kicks();
         self.ring.disable_kicks();
-    }
-
-    pub(crate) fn drain_kicks(&self) {
-        if let Some(kick) = &self.kick {
-            kick.drain();
-        }
     }
 
     /// The index of the available ring at which another session goes on.

@@ -185,11 +185,6 @@ impl RxQueue {
     pub fn queue_mut(&mut self) -> &mut Queue {
         &mut self.queue
     }
-
-    /// Takes kicks off. They are never asked for: buffers are looked for when there is a frame for them.
-    pub fn drain_kicks(&self) {
-        self.queue.drain_kicks();
-    }
 }
 
 /// Why a receive buffer is none (virtio 1.3 §5.1.6.3.1: only for the device to write, and no smaller than the header).

@@ -161,7 +161,7 @@ impl TxQueue {
         self.queue.before_sleep()
     }
 
-    /// Takes kicks off, and asks for no more.
+    /// Asks for no more kicks.
     pub fn after_sleep(&mut self) {
         self.queue.after_sleep();
     }

@@ -207,10 +207,10 @@ impl Port {
             .fold(false, |waiting, tx| waiting | tx.queue.before_sleep())
     }
 
-    /// Takes kicks off, of shut and failed queues too: left there, they would keep the worker awake.
+    /// Asks for no more kicks. For receive queues they are never asked for: buffers are looked for when there is a frame
+    /// for them.
     pub(crate) fn after_sleep(&mut self) {
         self.tx.iter_mut().for_each(|tx| tx.queue.after_sleep());
-        self.rx.iter().for_each(|rx| rx.queue.drain_kicks());
     }
 
     /// What its running queues did.

@@ -176,7 +176,8 @@ impl Switch {
         waiting
     }
 
-    /// Takes off the kicks that came, and asks for no more while awake.
+    /// Asks for no more kicks while awake. Those that came are left in their descriptors: whoever sleeps on them wakes at
+    /// each new one, so that waking costs no system call for each queue.
     pub fn after_sleep(&mut self) {
         for port in &mut self.ports {
             port.after_sleep();
