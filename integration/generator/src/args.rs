@@ -22,6 +22,11 @@ pub struct Cli {
 pub enum Command {
     /// Sends frames into one port and takes them out of another.
     Net(NetArgs),
+    /// Sends requests to a disk.
+    Blk(BlkArgs),
+    /// Measures the generator alone: the frames per second that it sends and receives while a thread on another core
+    /// only copies frames from one ring to the other. A back-end's result near this is the generator's, not its own.
+    Ceiling(CeilingArgs),
 }
 
 /// Who opens the socket.
@@ -87,7 +92,7 @@ impl FromStr for Mac {
 }
 
 /// Arguments of `net`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Parser)]
 pub struct NetArgs {
     /// Socket of the port that sends (and starts).
     #[arg(long, value_name = "PATH")]

@@ -15,6 +15,8 @@
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod blk;
+pub mod ceiling;
 pub mod error;
 pub mod features;
 pub mod histogram;

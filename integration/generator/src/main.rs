@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use outboard_generator::{
     args::{Cli, Command},
+    blk, ceiling,
     error::Error,
     net,
     report::Report,
@@ -17,6 +18,11 @@ fn main() -> ExitCode {
             let result = net::run(&args).map(|outcome| (outcome.report, outcome.wrong));
             (args.common.json, result)
         }
+        Command::Ceiling(args) => {
+            let result = ceiling::run(&args).map(|outcome| (outcome.report, outcome.wrong));
+            (args.common.json, result)
+        }
+        Command::Blk(args) => (args.common.json, blk::run(&args)),
     };
     let wrong = match result {
         Ok((report, wrong)) => {

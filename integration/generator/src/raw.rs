@@ -131,6 +131,35 @@ impl Memory {
         }
     }
 
+    /// Copies `len` bytes from `at` to `to_at` of another memory. Quick if both are at the same place of a word.
+    ///
+    /// # Panics
+    /// They are not all there, or do not fit.
+    #[inline]
+    pub fn copy(&self, at: usize, to: &Self, to_at: usize, len: usize) {
+        self.check(at, len);
+        to.check(to_at, len);
+        // SAFETY: the ranges were checked.
+        let (from, to) = unsafe { (self.start.as_ptr().add(at), to.start.as_ptr().add(to_at)) };
+        let head = if at % 8 == to_at % 8 {
+            from.align_offset(8).min(len)
+        } else {
+            len
+        };
+        let tail = head + (len - head) / 8 * 8;
+        for n in (0..head).chain(tail..len) {
+            // SAFETY: inside of the ranges; a byte is always aligned.
+            unsafe { AtomicU8::from_ptr(to.add(n)).store(AtomicU8::from_ptr(from.add(n)).load(Relaxed), Relaxed) };
+        }
+        for n in (head..tail).step_by(8) {
+            // SAFETY: inside of the ranges, and aligned by `head`, both alike.
+            unsafe {
+                let word = AtomicU64::from_ptr(from.add(n).cast()).load(Relaxed);
+                AtomicU64::from_ptr(to.add(n).cast()).store(word, Relaxed);
+            }
+        }
+    }
+
     /// Reads bytes.
     ///
     /// # Panics
@@ -171,13 +200,22 @@ impl Drop for Memory {
 
 /// Equal cells at a fixed distance, as many as a power of two: a ring's entries, or one field of each buffer. An index
 /// is taken modulo their number.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Cells<T> {
     first: NonNull<u8>,
     stride: usize,
     mask: usize,
     memory: Arc<Memory>,
     kind: PhantomData<T>,
+}
+
+impl<T> Clone for Cells<T> {
+    fn clone(&self) -> Self {
+        Self {
+            memory: Arc::clone(&self.memory),
+            ..*self
+        }
+    }
 }
 
 // SAFETY: it is a checked pointer into a mapping that it keeps, to cells that any thread may access.
@@ -215,9 +253,9 @@ impl<T: Shared> Cells<T> {
         unsafe { self.first.add((index & self.mask) * self.stride).cast().as_ref() }
     }
 
-    /// Its memory.
-    pub fn memory(&self) -> &Arc<Memory> {
-        &self.memory
+    /// Offset of a cell in the memory.
+    pub fn offset(&self, index: usize) -> usize {
+        self.first.addr().get() - self.memory.start.addr().get() + (index & self.mask) * self.stride
     }
 
     /// Fetches the cache line of a cell that will be read soon.

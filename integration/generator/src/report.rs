@@ -83,6 +83,9 @@ pub struct Report {
     /// Blocks whose content was compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<u64>,
+    /// Rounds in which the thread that moves frames found none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_idle_pct: Option<f64>,
     /// How a ceiling was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub how: Option<&'static str>,

@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU16, AtomicU32,
+            AtomicU16, AtomicU32, AtomicU64,
             Ordering::{Acquire, Relaxed, Release, SeqCst},
             fence,
         },
@@ -209,6 +209,22 @@ impl Ring {
         Ok(ring)
     }
 
+    /// The other side of it, within this process.
+    pub fn device_side(&self) -> DeviceSide {
+        let count = usize::from(self.size);
+        DeviceSide {
+            addresses: Cells::new(&self.memory, self.desc_at, count, DESC_LEN),
+            lens: Cells::new(&self.memory, self.desc_at + 8, count, DESC_LEN),
+            avail_idx: self.avail_idx.clone(),
+            avail: self.avail.clone(),
+            used_idx: self.used_idx.clone(),
+            used_id: self.used_id.clone(),
+            used_len: self.used_len.clone(),
+            memory: Arc::clone(&self.memory),
+            next: 0,
+        }
+    }
+
     /// How many descriptors it has.
     pub fn size(&self) -> u16 {
         self.size
@@ -347,6 +363,63 @@ impl Ring {
         self.avail_flags.at(0).store(NO_NOTIFICATION.to_le(), Relaxed);
         // Nothing to read is no error.
         let _count = self.call.read();
+    }
+}
+
+/// The device's side of a ring whose driver is in this process, trusted, and has one descriptor a buffer. It wants no
+/// kicks.
+#[derive(Debug)]
+pub struct DeviceSide {
+    addresses: Cells<AtomicU64>,
+    lens: Cells<AtomicU32>,
+    avail_idx: Cells<AtomicU16>,
+    avail: Cells<AtomicU16>,
+    used_idx: Cells<AtomicU16>,
+    used_id: Cells<AtomicU32>,
+    used_len: Cells<AtomicU32>,
+    memory: Arc<Memory>,
+    next: u16,
+}
+
+impl DeviceSide {
+    /// How many buffers are available.
+    #[inline]
+    pub fn waiting(&self) -> u16 {
+        u16::from_le(self.avail_idx.at(0).load(Acquire)).wrapping_sub(self.next)
+    }
+
+    /// Head, offset and length of the `n`th available buffer.
+    #[inline]
+    pub fn buffer(&self, n: u16) -> (u16, usize, usize) {
+        let head = u16::from_le(self.avail.at(usize::from(self.next.wrapping_add(n))).load(Relaxed));
+        let index = usize::from(head);
+        let at = u64::from_le(self.addresses.at(index).load(Relaxed)).wrapping_sub(GUEST_START);
+        let len = u32::from_le(self.lens.at(index).load(Relaxed));
+        (
+            head,
+            usize::try_from(at).unwrap_or(usize::MAX),
+            usize::try_from(len).unwrap_or(usize::MAX),
+        )
+    }
+
+    /// Says that the `n`th available buffer, of this head, is used.
+    #[inline]
+    pub fn stage(&self, n: u16, head: u16, len: u32) {
+        let index = usize::from(self.next.wrapping_add(n));
+        self.used_id.at(index).store(u32::from(head).to_le(), Relaxed);
+        self.used_len.at(index).store(len.to_le(), Relaxed);
+    }
+
+    /// Publishes `count` used entries.
+    #[inline]
+    pub fn publish(&mut self, count: u16) {
+        self.next = self.next.wrapping_add(count);
+        self.used_idx.at(0).store(self.next.to_le(), Release);
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 }
 

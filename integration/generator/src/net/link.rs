@@ -42,13 +42,19 @@ impl Link {
         let [forward, back] = Frames::pair(args);
         let a = Port::open(&args.a, args, &forward)?;
         let b = Port::open(&args.b, args, &back)?;
-        Ok(Self {
-            ports: [a, b],
+        Ok(Self::over(args, [a, b]))
+    }
+
+    /// Joins two ports.
+    pub fn over(args: &NetArgs, ports: [Port; 2]) -> Self {
+        let [forward, back] = Frames::pair(args);
+        Self {
+            ports,
             plans: [forward, back].map(|frames| Plan::new(frames, args.sample, args.deny_percent)),
             checkers: [back, forward].map(|frames| Checker::new(frames, args.sample)),
             sleeps: args.notify == Notify::Eventfd,
             scratch: Vec::new(),
-        })
+        }
     }
 
     /// Sends one frame, if there is room.

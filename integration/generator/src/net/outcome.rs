@@ -45,11 +45,11 @@ impl Outcome {
     /// # Errors
     /// A back-end does not end its session.
     pub fn new(args: &NetArgs, report: Report, sent: u64, received: u64, link: Link) -> Result<Self, Error> {
-        let first = link.ports[0].session();
+        let (features, protocol_features) = link.ports[0].features();
         let report = Report {
             mode: clap::ValueEnum::to_possible_value(&args.mode).map_or_else(String::new, |v| v.get_name().into()),
-            features: format!("{:#x}", first.features()),
-            protocol_features: format!("{:#x}", first.protocol_features()),
+            features: format!("{:#x}", features),
+            protocol_features: format!("{:#x}", protocol_features),
             ..report
         };
         let wrong = judge(args, &report, sent, received).map(Error::Wrong);

@@ -1,6 +1,9 @@
 //! A guest's port: its session, its memory, and its two queues.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     args::{Mode, NetArgs, Notify},
@@ -28,7 +31,11 @@ const TSO_TX_COUNT: u16 = 64;
 /// A port.
 #[derive(Debug)]
 pub struct Port {
-    session: Session,
+    /// None if the other side is in this process.
+    session: Option<Session>,
+    path: PathBuf,
+    features: u64,
+    protocol_features: u64,
     /// Its receive queue.
     pub rx: Rx,
     /// Its transmit queue.
@@ -43,42 +50,54 @@ impl Port {
     pub fn open(path: &Path, args: &NetArgs, sends: &Frames) -> Result<Self, Error> {
         let mut session = Session::open(path, args.role, Duration::from_secs(args.common.patience))?;
         session.negotiate(wanted(args))?;
-        let negotiated = session.features();
-        let tso = args.mode == Mode::Tso;
-        let frame_len = if tso { FRAME_LEN_MAX } else { sends.len.max(60) };
-        let rx = (args.queue_size, rx_room(negotiated, frame_len));
-        let tx = (
-            if tso {
-                TSO_TX_COUNT.min(args.queue_size)
-            } else {
-                args.queue_size
-            },
-            HEADER_LEN + frame_len,
-        );
-        let memory = guest_memory(memory_len(rx, tx), args.common.hugepages)?;
-        let mut space = Space::new(memory);
-        let eventfds = |source| Error::system("making eventfds", source);
-        let rx = Rx::new(&mut space, rx, negotiated, sends).map_err(eventfds)?;
-        let tx = Tx::new(&mut space, tx, negotiated, sends).map_err(eventfds)?;
+        let (space, rx, tx) = queues(args, session.features(), sends)?;
         session.set_memory(space.memory())?;
         session.start_queue(RX_QUEUE, &rx.ring)?;
         session.start_queue(TX_QUEUE, &tx.ring)?;
         session.settle()?;
         // What was made available before the device ran.
         rx.ring.notify(args.queue_size);
-        Ok(Self { session, rx, tx })
+        Ok(Self {
+            path: path.to_owned(),
+            features: session.features(),
+            protocol_features: session.protocol_features(),
+            session: Some(session),
+            rx,
+            tx,
+        })
     }
 
-    /// Its session.
-    pub fn session(&self) -> &Session {
-        &self.session
+    /// A port whose other side is in this process.
+    ///
+    /// # Errors
+    /// No memory, or no eventfds.
+    pub fn inside(args: &NetArgs, features: u64, sends: &Frames) -> Result<Self, Error> {
+        let (_, rx, tx) = queues(args, features, sends)?;
+        Ok(Self {
+            session: None,
+            path: "this process".into(),
+            features,
+            protocol_features: 0,
+            rx,
+            tx,
+        })
+    }
+
+    /// Its socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Virtio features and protocol features negotiated.
+    pub fn features(&self) -> (u64, u64) {
+        (self.features, self.protocol_features)
     }
 
     /// What the device did to a queue, as an error.
     #[cold]
     pub fn fault(&self, queue: u16, fault: RingFault) -> Error {
         Error::Ring {
-            path: self.session.path().to_owned(),
+            path: self.path.clone(),
             queue,
             what: fault.to_string(),
         }
@@ -89,10 +108,33 @@ impl Port {
     /// # Errors
     /// The back-end does not answer.
     pub fn close(self) -> Result<(), Error> {
-        self.session.stop_queue(TX_QUEUE)?;
-        self.session.stop_queue(RX_QUEUE)?;
+        if let Some(session) = &self.session {
+            session.stop_queue(TX_QUEUE)?;
+            session.stop_queue(RX_QUEUE)?;
+        }
         Ok(())
     }
+}
+
+/// Both queues in a memory of their own.
+fn queues(args: &NetArgs, negotiated: u64, sends: &Frames) -> Result<(Space, Rx, Tx), Error> {
+    let tso = args.mode == Mode::Tso;
+    let frame_len = if tso { FRAME_LEN_MAX } else { sends.len.max(60) };
+    let rx = (args.queue_size, rx_room(negotiated, frame_len));
+    let tx = (
+        if tso {
+            TSO_TX_COUNT.min(args.queue_size)
+        } else {
+            args.queue_size
+        },
+        HEADER_LEN + frame_len,
+    );
+    let memory = guest_memory(memory_len(rx, tx), args.common.hugepages)?;
+    let mut space = Space::new(memory);
+    let eventfds = |source| Error::system("making eventfds", source);
+    let rx = Rx::new(&mut space, rx, negotiated, sends).map_err(eventfds)?;
+    let tx = Tx::new(&mut space, tx, negotiated, sends).map_err(eventfds)?;
+    Ok((space, rx, tx))
 }
 
 /// Memory for a guest.

@@ -40,7 +40,7 @@ pub fn find_path(link: &mut Link, patience: Duration) -> Result<(), Error> {
         }
     }
     let silent = usize::from(link.checkers[1].counts().primed > 0);
-    let path = |end: usize| link.ports[end].session().path().to_owned();
+    let path = |end: usize| link.ports[end].path().to_owned();
     // checkers[0] counts what B sent and A received.
     let (from, to) = if silent == 1 {
         (path(1), path(0))
