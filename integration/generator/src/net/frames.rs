@@ -101,12 +101,12 @@ impl Frames {
 
     /// The smallest that hold a sequence number.
     pub fn len_min(l4: L4) -> usize {
-        payload_at(l4) + 8
+        word_at(l4) + 8
     }
 
     /// Where the sequence number is.
     pub fn word_at(&self) -> usize {
-        payload_at(self.l4)
+        word_at(self.l4)
     }
 
     /// Where the checksum of the transport is, in its header.
@@ -253,12 +253,12 @@ impl Frames {
     }
 }
 
-fn payload_at(l4: L4) -> usize {
-    L4_AT
-        + match l4 {
-            L4::Udp => UDP_LEN,
-            L4::Tcp => TCP_LEN,
-        }
+/// Where a sequence number is: at a multiple of 8 of a frame that begins where a cache line does.
+fn word_at(l4: L4) -> usize {
+    match l4 {
+        L4::Udp => 48,
+        L4::Tcp => 56,
+    }
 }
 
 /// A sequence number and its complement.

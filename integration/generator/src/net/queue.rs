@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicU16, AtomicU64, Ordering::Relaxed},
 };
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         frames::{Frames, Kind, l4_checksum, pseudo_sum, sum, word},
         plan::Plan,
     },
-    raw::{Cells, LINE_LEN, Memory},
+    raw::{Cells, LINE_LEN, Memory, Shared},
     ring::{DESC_WRITE, Descriptor, Ring, RingFault, Space, ring_len},
 };
 
@@ -29,33 +29,35 @@ pub const FRAME_LEN_MAX: usize = 66_000;
 /// Used entries of which the buffers are fetched ahead.
 const AHEAD: u16 = 8;
 
-/// Where things are in a buffer. The header begins a little after the cache line does, so that the sequence number is
-/// aligned, and is in the first line wherever it fits.
+/// Where the virtio header is in a buffer: it ends where a cache line does, so that of a small frame one line is read or
+/// written for all of it, and no copy of either straddles lines.
+const HEADER_AT: usize = LINE_LEN - HEADER_LEN;
+const FRAME_AT: usize = HEADER_AT + HEADER_LEN;
+
+/// Where the buffers are.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    header_at: usize,
     stride: usize,
     first: usize,
 }
 
 impl Shape {
-    fn new(space: &mut Space, count: u16, word_at: usize, room: usize) -> Self {
-        let header_at = (HEADER_LEN + word_at).wrapping_neg() % 8;
-        let stride = stride(header_at + room);
+    fn new(space: &mut Space, count: u16, room: usize) -> Self {
+        let stride = stride(HEADER_AT + room);
         Self {
-            header_at,
             stride,
             first: space.take(stride * usize::from(count)),
         }
     }
 
-    fn cells<T: crate::raw::Shared>(&self, memory: &Arc<Memory>, count: u16, at: usize) -> Cells<T> {
-        Cells::new(memory, self.first + at, usize::from(count), self.stride)
+    /// One field of the frame in each buffer.
+    fn cells<T: Shared>(&self, memory: &Arc<Memory>, count: u16, at: usize) -> Cells<T> {
+        Cells::new(memory, self.first + FRAME_AT + at, usize::from(count), self.stride)
     }
 
     /// Offset of the virtio header of a buffer.
     fn header(&self, index: u16) -> usize {
-        self.first + self.stride * usize::from(index) + self.header_at
+        self.first + self.stride * usize::from(index) + HEADER_AT
     }
 }
 
@@ -67,7 +69,7 @@ fn stride(len: usize) -> usize {
 /// Bytes of memory that a port's rings and buffers need.
 pub fn memory_len(rx: (u16, usize), tx: (u16, usize)) -> usize {
     [rx, tx]
-        .map(|(count, room)| ring_len(count) + LINE_LEN + stride(8 + room) * usize::from(count))
+        .map(|(count, room)| ring_len(count) + LINE_LEN + stride(HEADER_AT + room) * usize::from(count))
         .iter()
         .sum()
 }
@@ -92,7 +94,8 @@ pub struct Tx {
     /// What each entry of the available ring holds.
     heads: Vec<u16>,
     words: Cells<AtomicU64>,
-    ports: Cells<AtomicU32>,
+    sources: Cells<AtomicU16>,
+    destinations: Cells<AtomicU16>,
     checksums: Cells<AtomicU16>,
     /// Of each buffer, the sum of all that is checksummed but ports and sequence number; none if it holds no data frame.
     sums: Vec<Option<u32>>,
@@ -112,15 +115,15 @@ impl Tx {
         frames: &Frames,
     ) -> std::io::Result<Self> {
         let ring = Ring::new(space, size, negotiated)?;
-        let shape = Shape::new(space, size, frames.word_at(), room);
+        let shape = Shape::new(space, size, room);
         let memory = Arc::clone(space.memory());
-        let frame_at = shape.header_at + HEADER_LEN;
         let queue = Self {
             in_order: negotiated & IN_ORDER != 0,
             heads: (0..size).collect(),
-            words: shape.cells(&memory, size, frame_at + frames.word_at()),
-            ports: shape.cells(&memory, size, frame_at + 34),
-            checksums: shape.cells(&memory, size, frame_at + frames.checksum_at()),
+            words: shape.cells(&memory, size, frames.word_at()),
+            sources: shape.cells(&memory, size, 34),
+            destinations: shape.cells(&memory, size, 36),
+            checksums: shape.cells(&memory, size, frames.checksum_at()),
             sums: vec![None; usize::from(size)],
             lens: vec![0; usize::from(size)],
             scratch: Vec::with_capacity(FRAME_LEN_MAX),
@@ -192,9 +195,8 @@ impl Tx {
         let (source, destination) = frames.ports(frames.flow_of(sequence));
         let protocol = if frames.l4 == L4::Udp { 17 } else { 6 };
         let checksum = l4_checksum(protocol, sum + u32::from(source) + u32::from(destination));
-        self.ports
-            .at(index)
-            .store((u32::from(source) << 16 | u32::from(destination)).to_be(), Relaxed);
+        self.sources.at(index).store(source.to_be(), Relaxed);
+        self.destinations.at(index).store(destination.to_be(), Relaxed);
         self.checksums.at(index).store(checksum.to_be(), Relaxed);
     }
 
@@ -221,7 +223,7 @@ impl Tx {
     fn fill(&mut self, head: u16, header: &[u8; HEADER_LEN], frame: &[u8]) {
         let at = self.shape.header(head);
         assert!(
-            self.shape.header_at + HEADER_LEN + frame.len() <= self.shape.stride,
+            FRAME_AT + frame.len() <= self.shape.stride,
             "the frame is larger than planned"
         );
         self.memory.write(at, header);
@@ -306,7 +308,6 @@ pub struct Rx {
     memory: Arc<Memory>,
     heads: Vec<u16>,
     words: Cells<AtomicU64>,
-    num_buffers: Cells<AtomicU16>,
     scratch: Vec<u8>,
 }
 
@@ -322,7 +323,7 @@ impl Rx {
         frames: &Frames,
     ) -> std::io::Result<Self> {
         let mut ring = Ring::new(space, size, negotiated)?;
-        let shape = Shape::new(space, size, frames.word_at(), room);
+        let shape = Shape::new(space, size, room);
         let memory = Arc::clone(space.memory());
         let room = u32::try_from(room).map_err(std::io::Error::other)?;
         for head in 0..size {
@@ -338,11 +339,9 @@ impl Rx {
             ring.offer(head, head);
         }
         ring.publish(size);
-        let header_at = shape.header_at;
         Ok(Self {
             mergeable: negotiated & NET_MRG_RXBUF != 0,
-            words: shape.cells(&memory, size, header_at + HEADER_LEN + frames.word_at()),
-            num_buffers: shape.cells(&memory, size, header_at + NUM_BUFFERS_AT),
+            words: shape.cells(&memory, size, frames.word_at()),
             heads: (0..size).collect(),
             scratch: vec![0; FRAME_LEN_MAX + HEADER_LEN],
             ring,
@@ -384,7 +383,6 @@ impl Rx {
     #[inline(always)]
     fn prefetch(&self, n: u16) -> Result<(), RingFault> {
         let index = usize::from(self.ring.used_id(n)?);
-        self.num_buffers.prefetch(index);
         self.words.prefetch(index);
         Ok(())
     }
@@ -393,13 +391,10 @@ impl Rx {
     #[inline(always)]
     fn frame(&mut self, n: u16, waiting: u16, sink: &mut impl Sink) -> Result<u16, RingFault> {
         let (head, len) = (self.used(n)?, self.ring.used_len(n));
-        let index = usize::from(head);
-        let single = !self.mergeable || u16::from_le(self.num_buffers.at(index).load(Relaxed)) == 1;
-        if single && len <= self.room {
-            let word = u64::from_be(self.words.at(index).load(Relaxed));
-            if sink.glance(word, len) {
-                return Ok(1);
-            }
+        // A length that is a whole frame's says that it is in one buffer.
+        let word = u64::from_be(self.words.at(usize::from(head)).load(Relaxed));
+        if sink.glance(word, len) {
+            return Ok(1);
         }
         self.whole(n, waiting, sink)
     }
@@ -419,10 +414,12 @@ impl Rx {
     #[cold]
     fn whole(&mut self, n: u16, waiting: u16, sink: &mut impl Sink) -> Result<u16, RingFault> {
         let first = self.used(n)?;
-        let buffers = match u16::from_le(self.num_buffers.at(usize::from(first)).load(Relaxed)) {
-            buffers if self.mergeable => buffers,
-            _ => 1,
-        };
+        let mut num_buffers = [1, 0];
+        if self.mergeable {
+            self.memory
+                .read(self.shape.header(first) + NUM_BUFFERS_AT, &mut num_buffers);
+        }
+        let buffers = u16::from_le_bytes(num_buffers);
         let there = waiting - n;
         if buffers == 0 || buffers > there {
             return Err(RingFault::Buffers { buffers, there });
