@@ -3,6 +3,7 @@
 // Test patterns are made by cutting numbers down to bytes.
 #![allow(clippy::cast_possible_truncation)]
 
+mod dirty;
 mod flush_is_durable;
 mod framing;
 mod gated;
@@ -12,4 +13,5 @@ mod late;
 mod lifecycle;
 mod queues;
 mod ranges;
+mod recovery;
 mod round_trips;
