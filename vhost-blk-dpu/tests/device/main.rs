@@ -11,6 +11,7 @@ mod guest;
 mod hostile;
 mod late;
 mod lifecycle;
+mod negotiation;
 mod queues;
 mod ranges;
 mod recovery;
