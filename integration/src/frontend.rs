@@ -23,7 +23,10 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 pub use blk::BlkGuest;
-pub use load::{BlkLoad, F_BLK_FLUSH, F_BLK_MQ, F_EVENT_IDX, F_INDIRECT_DESC, LockIt, Progress};
+pub use load::{
+    BlkLoad, F_BLK_CONFIG_WCE, F_BLK_FLUSH, F_BLK_MQ, F_BLK_SHAPE, F_BLK_TRIM, F_EVENT_IDX, F_IN_ORDER,
+    F_INDIRECT_DESC, LockIt, Progress,
+};
 pub use net::{NetGuest, echo_frame};
 pub use rings::{F_VERSION_1, Ring, Rings, Wanted};
 

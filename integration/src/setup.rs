@@ -75,6 +75,11 @@ pub fn peers(systems: &[&str], yes: bool) -> Result<(), SetupError> {
     install(systems, yes)
 }
 
+/// Installs what the tests run: what the demo runs, and DPDK as a client.
+pub fn test_packages(yes: bool) -> Result<(), SetupError> {
+    install(&["demo", "dpdk-io"], yes)
+}
+
 fn install(groups: &[&str], yes: bool) -> Result<(), SetupError> {
     let script = scripts().join("packages.sh");
     let status = Command::new(&script)

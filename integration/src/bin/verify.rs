@@ -83,7 +83,7 @@ const STEPS: [Step; 5] = [
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(error) = setup::packages(arguments.yes) {
+    if let Err(error) = setup::test_packages(arguments.yes) {
         eprintln!("error: {error}");
         return ExitCode::FAILURE;
     }

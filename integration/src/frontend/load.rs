@@ -24,10 +24,19 @@ use crate::{
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// `VIRTIO_RING_F_INDIRECT_DESC`.
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_F_IN_ORDER`.
+pub const F_IN_ORDER: u64 = 1 << 35;
 /// `VIRTIO_BLK_F_FLUSH`.
 pub const F_BLK_FLUSH: u64 = 1 << 9;
 /// `VIRTIO_BLK_F_MQ`.
 pub const F_BLK_MQ: u64 = 1 << 12;
+
+/// `VIRTIO_BLK_F_SIZE_MAX`, `SEG_MAX`, `BLK_SIZE`, `TOPOLOGY`.
+pub const F_BLK_SHAPE: u64 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 10;
+/// `VIRTIO_BLK_F_CONFIG_WCE`.
+pub const F_BLK_CONFIG_WCE: u64 = 1 << 11;
+/// `VIRTIO_BLK_F_DISCARD`, `WRITE_ZEROES`.
+pub const F_BLK_TRIM: u64 = 1 << 13 | 1 << 14;
 
 /// Request types (virtio 1.3 §5.2.6).
 const T_IN: u32 = 0;
@@ -53,6 +62,8 @@ pub struct Progress {
 
 enum Pending {
     Write(usize),
+    /// A write of zeros, which is no new version.
+    Zero(usize),
     Read(usize),
     Flush(Covered),
 }
@@ -155,17 +166,32 @@ impl BlkLoad {
 
     /// Reads every block and checks it.
     pub fn check_everything(&mut self) -> io::Result<()> {
-        for block in 0..self.busy.len() {
-            self.queue_request(0, Pending::Read(block));
-            self.publish(0);
-            let deadline = Instant::now() + STUCK_LIMIT;
-            while !self.idle() {
-                if !self.reap()? {
-                    self.wait_for_call(Duration::from_millis(20))?;
-                }
-                if Instant::now() > deadline {
-                    return Err(self.stuck());
-                }
+        (0..self.busy.len()).try_for_each(|block| self.one(Pending::Read(block)))
+    }
+
+    /// Makes every block of a volume that was used before what a ledger begins with.
+    pub fn overwrite_with_zeros(&mut self) -> io::Result<()> {
+        (0..self.busy.len()).try_for_each(|block| self.one(Pending::Zero(block)))
+    }
+
+    /// Where the device has written or may write: each request's data and status.
+    pub fn written_addresses(&self) -> Vec<u64> {
+        // requests that come one by one always take the slot that became free last
+        let last = self.queues[0].free.last().map(|slot| &self.queues[0].slots[*slot]);
+        last.map_or_else(Vec::new, |slot| vec![slot.data, slot.status])
+    }
+
+    /// One request by itself.
+    fn one(&mut self, pending: Pending) -> io::Result<()> {
+        self.queue_request(0, pending);
+        self.publish(0);
+        let deadline = Instant::now() + STUCK_LIMIT;
+        while !self.idle() {
+            if !self.reap()? {
+                self.wait_for_call(Duration::from_millis(20))?;
+            }
+            if Instant::now() > deadline {
+                return Err(self.stuck());
             }
         }
         Ok(())
@@ -214,7 +240,7 @@ impl BlkLoad {
         let Some(slot_index) = queue.free.pop() else { return };
         let slot = &queue.slots[slot_index];
         let (kind, block) = match &pending {
-            Pending::Write(block) => (T_OUT, *block),
+            Pending::Write(block) | Pending::Zero(block) => (T_OUT, *block),
             Pending::Read(block) => (T_IN, *block),
             Pending::Flush(_) => (T_FLUSH, 0),
         };
@@ -233,6 +259,10 @@ impl BlkLoad {
             Pending::Write(block) => {
                 let bytes = self.ledger.lock_it().submit(*block);
                 driver.write(slot.data, &bytes);
+                (vec![header, data], vec![status])
+            }
+            Pending::Zero(_) => {
+                driver.write(slot.data, &[0; BLOCK_LEN]);
                 (vec![header, data], vec![status])
             }
             Pending::Read(_) => (vec![header], vec![data, status]),
@@ -293,7 +323,7 @@ impl BlkLoad {
         let status = driver.read(slot.status, 1)[0];
         if status != STATUS_OK {
             let what = match pending {
-                Pending::Write(block) => format!("write of block {block}"),
+                Pending::Write(block) | Pending::Zero(block) => format!("write of block {block}"),
                 Pending::Read(block) => format!("read of block {block}"),
                 Pending::Flush(_) => "flush".to_owned(),
             };
@@ -305,6 +335,7 @@ impl BlkLoad {
                 ledger.acknowledge(block);
                 self.busy[block] = false;
             }
+            Pending::Zero(_) => {}
             Pending::Read(block) => {
                 ledger
                     .check_read(block, &driver.read(slot.data, BLOCK_LEN))

@@ -33,6 +33,8 @@ pub struct Wanted {
     pub ram_len: u64,
     /// In how many regions, each with its own descriptor, that memory is told.
     pub regions: u64,
+    /// `SET_FEATURES` comes before the protocol features are asked for, as libblkio does it.
+    pub features_first: bool,
 }
 
 impl Default for Wanted {
@@ -44,6 +46,7 @@ impl Default for Wanted {
             queue_size: 64,
             ram_len: 8 << 20,
             regions: 1,
+            features_first: false,
         }
     }
 }
@@ -130,6 +133,9 @@ impl Rings {
         if offered & self.features != self.features {
             return Err(refused("features", offered, self.features));
         }
+        if self.wanted.features_first {
+            frontend.send(Request::SetFeatures, &self.features.to_ne_bytes(), &[])?;
+        }
         let offered = frontend.ask(Request::GetProtocolFeatures)?;
         if offered & self.protocol != self.protocol {
             return Err(refused("protocol features", offered, self.protocol));
@@ -142,6 +148,9 @@ impl Rings {
             }
         }
         frontend.send_acked(Request::SetOwner, &[], &[])?;
+        if self.wanted.features_first {
+            return Ok(());
+        }
         frontend.send_acked(Request::SetFeatures, &self.features.to_ne_bytes(), &[])
     }
 
