@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 
 use crate::{
     file::{self, FileFault},
+    log::DirtyLog,
     mapping::{Area, Mapping},
     sigbus::{self, SLOT_COUNT},
 };
@@ -292,6 +293,13 @@ impl GuestMemory {
             let offset = user_addr.checked_sub(region.user_addr)?;
             (offset < region.len).then(|| region.guest_phys_addr + offset)
         })
+    }
+
+    /// Mark all of it as written.
+    pub fn mark_all(&self, log: &DirtyLog) {
+        for region in &self.regions {
+            log.mark(region.guest_phys_addr, region.len);
+        }
     }
 
     /// Did the host take pages away that were accessed? What was read is zero from then on and the device must be

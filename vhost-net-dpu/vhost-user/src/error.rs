@@ -1,10 +1,11 @@
 //! Why a session ended.
 
-use outboard_ring::{MemoryError, NotifyError, RingError};
+use outboard_ring::{InflightError, LogError, MemoryError, NotifyError, RingError};
 use rustix::io::Errno;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use crate::{
+    backend::NoChannel,
     device::DeviceError,
     frame::{DESCRIPTOR_COUNT_MAX, MESSAGE_LEN_MAX, MESSAGE_TIMEOUT},
 };
@@ -161,6 +162,18 @@ pub enum SessionError {
     /// The memory was refused.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The dirty log was refused.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The in-flight region was refused.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
+    /// Another in-flight region while queues run.
+    #[error("host changed the in-flight region while queues run: stop them first, by GET_VRING_BASE")]
+    InflightInUse,
+    /// The back-end's channel was refused.
+    #[error(transparent)]
+    Channel(#[from] NoChannel),
     /// A descriptor was refused.
     #[error("queue {index}: {source}")]
     Notify {

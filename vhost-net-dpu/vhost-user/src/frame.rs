@@ -4,9 +4,12 @@
 //! buffer sizes. So each call says itself that it must not wait, and waiting is done by poll with a time limit.
 
 use std::{
-    io::IoSliceMut,
+    io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,10 @@ use outboard_controls::{Check, on};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
 };
 
 use crate::error::SessionError;
@@ -96,6 +102,16 @@ impl Connection {
 
     /// Send the reply to a request.
     pub(crate) fn reply(&self, request: u32, body: &[u8]) -> Result<(), SessionError> {
+        self.reply_with(request, body, None)
+    }
+
+    /// Send the reply to a request, and a descriptor with its first byte.
+    pub(crate) fn reply_with(
+        &self,
+        request: u32,
+        body: &[u8],
+        mut fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), SessionError> {
         let len = u32::try_from(body.len()).map_err(|_| SessionError::TooLong { request, len: u32::MAX })?;
         let header = [request, FLAG_VERSION | FLAG_REPLY, len];
         let message: Vec<u8> = header
@@ -106,11 +122,17 @@ impl Connection {
         let deadline = Instant::now() + self.timeout;
         let mut rest = message.as_slice();
         while !rest.is_empty() {
-            match send(&self.stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+            let fds = fd.as_slice();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            // There is room for the one.
+            let _fits = fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds));
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match sendmsg(&self.stream, &[IoSlice::new(rest)], &mut control, flags) {
+                Ok(sent) => (rest, fd) = (rest.get(sent..).unwrap_or_default(), None),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT, Some(deadline))?,
-                Err(errno) => return Err(SessionError::Socket { call: "send", errno }),
+                Err(errno) => return Err(SessionError::Socket { call: "sendmsg", errno }),
             }
         }
         Ok(())

@@ -6,7 +6,11 @@
 //! stalls holds up its own thread only, and a shutdown of a clone of the stream ends it.
 //!
 //! Queues start when features, memory, size, addresses and a kick descriptor are there and they are enabled. A changed
-//! memory table stops the queues that run, and they go on where they were over the new one.
+//! memory table stops the queues that run, and they go on where they were over the new one. Dirty logging is turned on
+//! and off, and moved to another log, under queues that run.
+//!
+//! A device that finishes requests out of order has its front-end keep a region in which each ring notes what is in
+//! flight. A ring that starts with such notes goes on where they say, whatever SET_VRING_BASE said.
 //!
 //! The `vhost` crate supplies the protocol's numbers. Its request handler is not used: it retries without end when
 //! the peer, which may share our end of the stream, sets O_NONBLOCK on it; it cannot take a message that comes in
@@ -14,9 +18,9 @@
 //!
 //! # What it doesn't implement
 //!
-//! Dirty logging (so QEMU refuses to migrate), in-flight regions, post-copy, the back-end's own channel, device state
-//! transfer, RARP, MTU and STATUS messages: none is offered, and each ends the session. Queues cannot be polled in
-//! place of a kick descriptor.
+//! Post-copy, device state transfer, RARP and STATUS messages, logs without a descriptor: none is offered, and each ends
+//! the session. The back-end's own channel says only that config space changed. Queues cannot be polled in place of a
+//! kick descriptor.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -27,7 +31,7 @@ mod queue;
 mod request;
 mod session;
 
-use std::os::unix::net::UnixStream;
+use std::os::{fd::AsFd, unix::net::UnixStream};
 
 pub use backend::{BackendChannel, NoChannel};
 pub use device::{Device, DeviceError, QueueResources};
@@ -63,6 +67,7 @@ fn step(connection: &Connection, session: &mut Session) -> Result<bool, SessionE
     let result = handle(session, frame);
     match &result {
         Ok(Reply::Payload(payload)) => connection.reply(request, payload)?,
+        Ok(Reply::WithFile(payload, file)) => connection.reply_with(request, payload, Some(file.as_fd()))?,
         _ if !(need_reply && session.reply_ack()) => {}
         Ok(Reply::Ack) => connection.reply(request, &0u64.to_ne_bytes())?,
         Ok(Reply::Refused) => connection.reply(request, &1u64.to_ne_bytes())?,

@@ -11,6 +11,8 @@ pub(crate) struct Queue {
     /// Where the available ring goes on when the queue starts.
     pub(crate) base: u16,
     pub(crate) addr: Option<VringAddr>,
+    /// Under which guest-physical address writes to the used ring are logged, if they are.
+    pub(crate) log_used: Option<u64>,
     pub(crate) kick: Option<KickFd>,
     pub(crate) call: Option<CallFd>,
     /// What SET_VRING_ENABLE said last, if anything.

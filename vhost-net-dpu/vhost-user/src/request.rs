@@ -1,6 +1,6 @@
 //! From a frame to a request whose form is right. What it may do is the session's matter.
 
-use std::os::fd::OwnedFd;
+use std::{fs::File, os::fd::OwnedFd};
 
 use outboard_controls::{Check, on};
 use outboard_ring::RegionSpec;
@@ -16,6 +16,8 @@ const VRING_F_LOG: u32 = 1;
 /// Lengths of payloads in bytes.
 const REGION_LEN: usize = 32;
 const CONFIG_HEADER_LEN: usize = 12;
+/// The description of an in-flight region with the padding that C and Rust put behind its last two fields.
+const INFLIGHT_PADDED_LEN: usize = 24;
 
 /// A request. Queue indices are as they came.
 #[derive(Debug)]
@@ -25,6 +27,11 @@ pub(crate) enum Request {
     SetOwner,
     ResetOwner,
     SetMemTable(Vec<RegionSpec>),
+    SetLogBase {
+        len: u64,
+        offset: u64,
+        file: File,
+    },
     SetVringNum {
         index: u32,
         size: u32,
@@ -32,6 +39,8 @@ pub(crate) enum Request {
     SetVringAddr {
         index: u32,
         addr: VringAddr,
+        /// Under which guest-physical address writes to the used ring are logged, if they are.
+        log_used: Option<u64>,
     },
     SetVringBase {
         index: u32,
@@ -69,6 +78,16 @@ pub(crate) enum Request {
         flags: u32,
         data: Vec<u8>,
     },
+    SetMtu(u64),
+    SetBackendReqFd(OwnedFd),
+    GetInflightFd(InflightShape),
+    SetInflightFd {
+        len: u64,
+        offset: u64,
+        shape: InflightShape,
+        file: File,
+    },
+    ResetDevice,
     GetMaxMemSlots,
     AddMemReg(RegionSpec),
     RemMemReg {
@@ -76,6 +95,15 @@ pub(crate) enum Request {
         len: u64,
         user_addr: u64,
     },
+}
+
+/// What an in-flight region is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InflightShape {
+    pub(crate) queue_count: u16,
+    pub(crate) queue_size: u16,
+    /// Length of the message's body in bytes, which a reply has too.
+    pub(crate) body_len: usize,
 }
 
 /// Where the parts of a ring are in the VMM's own address space.
@@ -109,6 +137,12 @@ impl Request {
                 let regions = fds.into_iter().map(|fd| body.region(fd)).collect::<Result<_, _>>()?;
                 Self::SetMemTable(regions)
             }
+            FrontendReq::SET_LOG_BASE => {
+                let (len, offset) = (body.u64()?, body.u64()?);
+                descriptors.expect(1)?;
+                let file = descriptors.take()?.into();
+                Self::SetLogBase { len, offset, file }
+            }
             FrontendReq::SET_VRING_NUM => Self::SetVringNum {
                 index: body.u32()?,
                 size: body.u32()?,
@@ -120,17 +154,16 @@ impl Request {
                     used: body.u64()?,
                     avail: body.u64()?,
                 };
-                let _log = body.u64()?;
-                // Logging is never offered.
-                if flags != 0 {
-                    let field = if flags == VRING_F_LOG { "flag LOG" } else { "flags" };
+                let log_addr = body.u64()?;
+                if flags & !VRING_F_LOG != 0 {
                     return Err(SessionError::Value {
                         request: kind,
-                        field,
+                        field: "flags",
                         value: flags.into(),
                     });
                 }
-                Self::SetVringAddr { index, addr }
+                let log_used = (flags & VRING_F_LOG != 0).then_some(log_addr);
+                Self::SetVringAddr { index, addr, log_used }
             }
             FrontendReq::SET_VRING_BASE => Self::SetVringBase {
                 index: body.u32()?,
@@ -172,6 +205,27 @@ impl Request {
                 body.at = body.body.len();
                 Self::SetConfig { offset, flags, data }
             }
+            FrontendReq::NET_SET_MTU => Self::SetMtu(body.u64()?),
+            FrontendReq::SET_BACKEND_REQ_FD => {
+                descriptors.expect(1)?;
+                Self::SetBackendReqFd(descriptors.take()?)
+            }
+            FrontendReq::GET_INFLIGHT_FD => {
+                let (_len, _offset, shape) = body.inflight()?;
+                Self::GetInflightFd(shape)
+            }
+            FrontendReq::SET_INFLIGHT_FD => {
+                let (len, offset, shape) = body.inflight()?;
+                descriptors.expect(1)?;
+                let file = descriptors.take()?.into();
+                Self::SetInflightFd {
+                    len,
+                    offset,
+                    shape,
+                    file,
+                }
+            }
+            FrontendReq::RESET_DEVICE => Self::ResetDevice,
             FrontendReq::GET_MAX_MEM_SLOTS => Self::GetMaxMemSlots,
             FrontendReq::ADD_MEM_REG => {
                 let _padding = body.u64()?;
@@ -222,6 +276,10 @@ impl Body<'_> {
         Ok(*bytes)
     }
 
+    fn u16(&mut self) -> Result<u16, SessionError> {
+        self.take().map(u16::from_ne_bytes)
+    }
+
     fn u32(&mut self) -> Result<u32, SessionError> {
         self.take().map(u32::from_ne_bytes)
     }
@@ -241,6 +299,22 @@ impl Body<'_> {
                 expected,
             })
         }
+    }
+
+    /// Length and offset of an in-flight region in bytes, and what it is for.
+    fn inflight(&mut self) -> Result<(u64, u64, InflightShape), SessionError> {
+        let (len, offset) = (self.u64()?, self.u64()?);
+        let (queue_count, queue_size) = (self.u16()?, self.u16()?);
+        let body_len = self.body.len();
+        if body_len == INFLIGHT_PADDED_LEN {
+            self.at = INFLIGHT_PADDED_LEN;
+        }
+        let shape = InflightShape {
+            queue_count,
+            queue_size,
+            body_len,
+        };
+        Ok((len, offset, shape))
     }
 
     fn region(&mut self, fd: OwnedFd) -> Result<RegionSpec, SessionError> {

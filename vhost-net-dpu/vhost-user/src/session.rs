@@ -1,27 +1,30 @@
 //! What a session remembers, and what each request does. No I/O but what the device does.
 
-use std::{ops::Range, sync::Arc};
+use std::{fs::File, ops::Range, sync::Arc};
 
 use outboard_controls::{Check, on};
-use outboard_ring::{CallFd, GuestMemory, KickFd, REGION_COUNT_MAX, SplitRing};
+use outboard_ring::{CallFd, DirtyLog, GuestMemory, InflightRegion, KickFd, REGION_COUNT_MAX, SplitRing};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
 use crate::{
+    backend::BackendChannel,
     device::{Device, QueueResources},
     error::SessionError,
     queue::{Queue, ring_config},
-    request::{Request, VringAddr},
+    request::Request,
 };
 
 /// Bytes of config space that a front-end may ask for (vhost-user, VHOST_USER_MAX_CONFIG_SIZE).
 pub(crate) const CONFIG_LEN_MAX: u32 = 256;
 /// The virtio feature bit by which protocol features are offered.
 pub(crate) const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// The virtio feature bit by which dirty logging is turned on.
+pub(crate) const F_LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// Flags of GET_CONFIG and SET_CONFIG: a driver's write, or a migration's.
 const CONFIG_FLAGS: u32 = 0x3;
 
 /// What is sent back.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Reply {
     /// Nothing but an acknowledgement, if one was asked for.
     Ack,
@@ -29,6 +32,8 @@ pub(crate) enum Reply {
     Refused,
     /// A reply of its own.
     Payload(Vec<u8>),
+    /// The same with a descriptor.
+    WithFile(Vec<u8>, File),
 }
 
 impl Reply {
@@ -46,6 +51,10 @@ pub(crate) struct Session<'a> {
     protocol_features: VhostUserProtocolFeatures,
     memory: Option<Arc<GuestMemory>>,
     queues: Vec<Queue>,
+    log: Option<Arc<DirtyLog>>,
+    /// Queues ran when writes were to be logged, but no log was there yet.
+    unlogged: bool,
+    inflight: Option<InflightRegion>,
 }
 
 impl<'a> Session<'a> {
@@ -59,6 +68,9 @@ impl<'a> Session<'a> {
             protocol_features,
             memory: None,
             queues,
+            log: None,
+            unlogged: false,
+            inflight: None,
         }
     }
 
@@ -93,7 +105,8 @@ impl<'a> Session<'a> {
                 self.start_mapped()?;
             }
             Request::SetVringNum { index, size } => self.set_size(kind, index, size)?,
-            Request::SetVringAddr { index, addr } => self.set_addr(kind, index, addr)?,
+            Request::SetLogBase { len, offset, file } => return self.set_log_base(&file, offset, len),
+            Request::SetVringAddr { index, addr, log_used } => self.set_addr(kind, index, addr, log_used)?,
             Request::SetVringBase { index, base } => self.set_base(kind, index, base)?,
             Request::GetVringBase { index } => return self.get_base(kind, index),
             Request::SetVringKick { index, fd } => {
@@ -120,6 +133,16 @@ impl<'a> Session<'a> {
             Request::GetProtocolFeatures => return Ok(Reply::u64(self.offered_protocol().bits())),
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
             Request::GetQueueNum => return Ok(Reply::u64(self.queues.len() as u64)),
+            Request::SetMtu(mtu) => return self.set_mtu(kind, mtu),
+            Request::SetBackendReqFd(fd) => self.device.set_backend_channel(Some(BackendChannel::new(fd)?)),
+            Request::GetInflightFd(shape) => return self.get_inflight(kind, shape),
+            Request::SetInflightFd {
+                len,
+                offset,
+                shape,
+                file,
+            } => self.set_inflight(kind, &file, offset, len, shape)?,
+            Request::ResetDevice => self.reset_device()?,
             Request::GetMaxMemSlots => return Ok(Reply::u64(REGION_COUNT_MAX as u64)),
             Request::GetConfig { offset, len, flags } => return Ok(self.get_config(offset, len, flags)),
             Request::SetConfig { offset, flags, data } => return Ok(self.set_config(offset, flags, &data)),
@@ -135,18 +158,28 @@ impl<'a> Session<'a> {
                 tracing::error!(%error, queue = index, "a queue could not be stopped when its session ended");
             }
         }
-        self.memory = None;
+        (self.memory, self.log, self.inflight) = (None, None, None);
+        self.device.set_backend_channel(None);
         self.device.closed();
     }
 
     fn offered(&self) -> u64 {
-        self.device.features() | F_PROTOCOL_FEATURES
+        self.device.features() | F_PROTOCOL_FEATURES | F_LOG_ALL
     }
 
     fn offered_protocol(&self) -> VhostUserProtocolFeatures {
-        let mut offered = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        let mut offered = VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE;
         if self.device.has_config() {
-            offered |= VhostUserProtocolFeatures::CONFIG;
+            offered |= VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::BACKEND_REQ;
+        }
+        if self.device.inflight() {
+            offered |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        }
+        if self.device.takes_mtu() {
+            offered |= VhostUserProtocolFeatures::MTU;
         }
         // A virtio-net device of one queue pair has no multiqueue. Others say how many queues they have.
         if self.device.has_config() || self.queues.len() > 2 {
@@ -158,6 +191,11 @@ impl<'a> Session<'a> {
     fn check_negotiated(&self, kind: FrontendReq) -> Result<(), SessionError> {
         let feature = match kind {
             FrontendReq::GET_QUEUE_NUM => VhostUserProtocolFeatures::MQ,
+            FrontendReq::SET_LOG_BASE => VhostUserProtocolFeatures::LOG_SHMFD,
+            FrontendReq::NET_SET_MTU => VhostUserProtocolFeatures::MTU,
+            FrontendReq::SET_BACKEND_REQ_FD => VhostUserProtocolFeatures::BACKEND_REQ,
+            FrontendReq::GET_INFLIGHT_FD | FrontendReq::SET_INFLIGHT_FD => VhostUserProtocolFeatures::INFLIGHT_SHMFD,
+            FrontendReq::RESET_DEVICE => VhostUserProtocolFeatures::RESET_DEVICE,
             FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => VhostUserProtocolFeatures::CONFIG,
             FrontendReq::GET_MAX_MEM_SLOTS | FrontendReq::ADD_MEM_REG | FrontendReq::REM_MEM_REG => {
                 VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
@@ -179,10 +217,12 @@ impl<'a> Session<'a> {
                 extra,
             });
         }
-        if self.features != Some(features) && self.queues.iter().any(|queue| queue.running) {
+        let changed = self.features.map_or(u64::MAX, |present| present ^ features);
+        if changed & !F_LOG_ALL != 0 && self.any_running() {
             return Err(SessionError::FeaturesInUse);
         }
         self.features = Some(features);
+        self.set_logging(changed)?;
         self.start_all()
     }
 
@@ -205,6 +245,7 @@ impl<'a> Session<'a> {
     /// Go on with another memory table. Queues that run are stopped, so that nothing of the old one is in use; they are
     /// to be started again where they were.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
+        self.check_log(&memory)?;
         self.stop_all()?;
         self.memory = (memory.region_count() > 0).then(|| Arc::new(memory));
         Ok(())
@@ -226,6 +267,10 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    fn any_running(&self) -> bool {
+        self.queues.iter().any(|queue| queue.running)
     }
 
     fn indices(&self) -> Range<u16> {
@@ -271,17 +316,6 @@ impl<'a> Session<'a> {
             Ok(size) if size.is_power_of_two() && size <= max => self.queue(index).size = Some(size),
             _ => return Err(SessionError::QueueSize { index, size, max }),
         }
-        self.start(index)
-    }
-
-    fn set_addr(&mut self, kind: FrontendReq, index: u32, addr: VringAddr) -> Result<(), SessionError> {
-        let known = self.index(kind, index)?;
-        // QEMU repeats the addresses of a live ring when it turns logging on and off.
-        if self.queue(known).running && self.queue(known).addr == Some(addr) {
-            return Ok(());
-        }
-        let index = self.resting(kind, index)?;
-        self.queue(index).addr = Some(addr);
         self.start(index)
     }
 
@@ -384,13 +418,30 @@ impl<'a> Session<'a> {
             return Ok(());
         };
         let config = ring_config(index, (size, addr), queue.base, features, &memory)?;
-        let ring = SplitRing::new(config, memory).map_err(|source| SessionError::Ring { index, source })?;
+        let (kick, call) = (Some(kick.clone()), queue.call.clone());
+        let mut ring = match &self.inflight {
+            None => SplitRing::new(config, memory),
+            Some(region) => SplitRing::with_inflight(config, memory, region.queue(index)?),
+        }
+        .map_err(|source| SessionError::Ring { index, source })?;
+        if ring.to_replay() > 0 {
+            tracing::info!(
+                queue = index,
+                count = ring.to_replay(),
+                "requests that were in flight are done again"
+            );
+        }
+        let log = self.ring_log(index)?;
+        if log.is_some() {
+            ring.set_log(log.clone());
+        }
+        self.unlogged |= self.logging() && log.is_none();
         let resources = QueueResources {
             ring,
-            kick: Some(kick.clone()),
-            call: queue.call.clone(),
-            features,
-            log: None,
+            kick,
+            call,
+            features: features & !F_LOG_ALL,
+            log,
         };
         self.device.start_queue(index, resources)?;
         self.queue(index).running = true;
@@ -419,6 +470,30 @@ impl<'a> Session<'a> {
         self.indices().try_for_each(|index| self.stop(index))
     }
 
+    /// RESET_DEVICE: rings and features are forgotten; memory, owner and protocol features stay.
+    fn reset_device(&mut self) -> Result<(), SessionError> {
+        self.stop_all()?;
+        self.queues.iter_mut().for_each(|queue| *queue = Queue::default());
+        (self.features, self.log, self.inflight, self.unlogged) = (None, None, None, false);
+        self.device.reset()?;
+        Ok(())
+    }
+
+    fn set_mtu(&mut self, kind: FrontendReq, mtu: u64) -> Result<Reply, SessionError> {
+        let wrong = SessionError::Value {
+            request: kind,
+            field: "MTU",
+            value: mtu,
+        };
+        match self.device.set_mtu(u16::try_from(mtu).map_err(|_| wrong)?) {
+            Ok(()) => Ok(Reply::Ack),
+            Err(error) => {
+                tracing::warn!(%error, mtu, "an MTU was refused");
+                Ok(Reply::Refused)
+            }
+        }
+    }
+
     /// RESET_OWNER: all rings are disabled and forgotten.
     fn reset(&mut self) -> Result<(), SessionError> {
         self.stop_all()?;
@@ -428,5 +503,7 @@ impl<'a> Session<'a> {
     }
 }
 
+mod inflight;
+mod logging;
 #[cfg(test)]
 mod tests;

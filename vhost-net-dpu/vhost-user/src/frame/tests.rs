@@ -75,6 +75,6 @@ fn a_reply_that_nobody_reads_is_given_up() {
     drop(stream);
     assert!(matches!(
         connection.reply(1, &[]),
-        Err(SessionError::Socket { call: "send", .. })
+        Err(SessionError::Socket { call: "sendmsg", .. })
     ));
 }

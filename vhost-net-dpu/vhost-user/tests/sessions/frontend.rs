@@ -27,8 +27,10 @@ use crate::device::{Echo, Log};
 pub const VERSION: u32 = 1;
 pub const NEED_REPLY: u32 = 8;
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-/// REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS and MQ.
-pub const PROTOCOL_FEATURES: u64 = 1 << 3 | 1 << 9 | 1 << 15 | 1;
+pub const F_LOG_ALL: u64 = 1 << 26;
+/// What a device with config space is offered: MQ, LOG_SHMFD, REPLY_ACK, MTU, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD,
+/// RESET_DEVICE and CONFIGURE_MEM_SLOTS.
+pub const PROTOCOL_FEATURES: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
 
 /// A session being served in a thread of its own.
 pub struct Frontend {

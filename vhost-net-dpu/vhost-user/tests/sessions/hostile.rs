@@ -618,14 +618,14 @@ fn what_was_not_offered_or_negotiated_ends_the_session() {
         ),
         "{error}"
     );
-    // LOG_SHMFD.
-    let error = attack(FrontendReq::SET_PROTOCOL_FEATURES, &2u64.to_ne_bytes(), &[]);
+    // RARP.
+    let error = attack(FrontendReq::SET_PROTOCOL_FEATURES, &4u64.to_ne_bytes(), &[]);
     assert!(
         matches!(
             error,
             SessionError::Features {
                 what: "protocol features",
-                extra: 2
+                extra: 4
             }
         ),
         "{error}"

@@ -18,7 +18,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     device::{CONFIG, Echo, FEATURES, Log, QUEUE_COUNT},
-    frontend::{F_PROTOCOL_FEATURES, Frontend, PROTOCOL_FEATURES, event_fd, single_region, vring_addr, words, working},
+    frontend::{
+        F_LOG_ALL, F_PROTOCOL_FEATURES, Frontend, PROTOCOL_FEATURES, event_fd, single_region, vring_addr, words,
+        working,
+    },
 };
 
 fn region_info(ram: &GuestRam) -> VhostUserMemoryRegionInfo {
@@ -58,7 +61,10 @@ fn the_vhost_crates_frontend_is_served() {
     let mut frontend = vhost::vhost_user::Frontend::from_stream(stream, QUEUE_COUNT.into());
 
     frontend.set_owner().unwrap();
-    assert_eq!(frontend.get_features().unwrap(), FEATURES | F_PROTOCOL_FEATURES);
+    assert_eq!(
+        frontend.get_features().unwrap(),
+        FEATURES | F_PROTOCOL_FEATURES | F_LOG_ALL
+    );
     frontend.set_features(FEATURES | F_PROTOCOL_FEATURES).unwrap();
     let offered = frontend.get_protocol_features().unwrap();
     assert_eq!(offered.bits(), PROTOCOL_FEATURES);

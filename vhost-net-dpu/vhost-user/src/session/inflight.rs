@@ -1,0 +1,58 @@
+//! The region in which rings note what is in flight (vhost-user, "Inflight I/O tracking").
+
+use std::fs::File;
+
+use outboard_controls::{Check, on};
+use outboard_ring::InflightRegion;
+use vhost::vhost_user::message::FrontendReq;
+
+use super::{Reply, Session};
+use crate::{error::SessionError, request::InflightShape};
+
+impl Session<'_> {
+    /// GET_INFLIGHT_FD: a new region. The front-end keeps it and gives it to us, or to who comes after us.
+    pub(super) fn get_inflight(&self, kind: FrontendReq, shape: InflightShape) -> Result<Reply, SessionError> {
+        self.check_shape(kind, shape)?;
+        let InflightShape {
+            queue_count,
+            queue_size,
+            body_len,
+        } = shape;
+        let file = InflightRegion::create(queue_count, queue_size)?;
+        let len = InflightRegion::len_needed(queue_count, queue_size);
+        let mut body: Vec<u8> = [len, 0].into_iter().flat_map(u64::to_ne_bytes).collect();
+        body.extend([queue_count, queue_size].into_iter().flat_map(u16::to_ne_bytes));
+        // Some front-ends have the padding in their messages and want it back.
+        body.resize(body_len, 0);
+        Ok(Reply::WithFile(body, file))
+    }
+
+    /// SET_INFLIGHT_FD. Rings look at it when they start.
+    pub(super) fn set_inflight(
+        &mut self,
+        kind: FrontendReq,
+        file: &File,
+        offset: u64,
+        len: u64,
+        shape: InflightShape,
+    ) -> Result<(), SessionError> {
+        self.check_shape(kind, shape)?;
+        if self.any_running() {
+            return Err(SessionError::InflightInUse);
+        }
+        let region = InflightRegion::map(file, offset, len, shape.queue_count, shape.queue_size)?;
+        self.inflight = Some(region);
+        Ok(())
+    }
+
+    fn check_shape(&self, kind: FrontendReq, shape: InflightShape) -> Result<(), SessionError> {
+        if shape.queue_count > self.queue_count() && on(Check::InflightRegion) {
+            return Err(SessionError::Value {
+                request: kind,
+                field: "number of queues",
+                value: shape.queue_count.into(),
+            });
+        }
+        Ok(())
+    }
+}
