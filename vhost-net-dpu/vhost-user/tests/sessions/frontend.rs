@@ -8,6 +8,7 @@ use std::{
         unix::net::UnixStream,
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use outboard_controls::{Check, Off};
@@ -52,6 +53,8 @@ impl Frontend {
 
     pub fn start(has_config: bool, off: Option<Check>) -> Self {
         let (stream, other) = UnixStream::pair().unwrap();
+        // A test that waits for what never comes fails.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let log = Log::default();
         let mut device = Echo {
             log: log.clone(),
@@ -126,6 +129,7 @@ impl Frontend {
         // Whatever it answered before.
         let mut rest = Vec::new();
         let _reset = (&self.stream).read_to_end(&mut rest);
+        let _gone = self.stream.shutdown(std::net::Shutdown::Both);
         let end = self.served.join().unwrap();
         assert!(self.log.seen().closed && self.log.seen().running.is_empty());
         match end {
