@@ -10,6 +10,7 @@ use std::{
 use outboard_engine::{Io, Workload};
 use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
 use outboard_ring::{CallFd, RingLog};
+use outboard_storage::ResizeError;
 use outboard_vhost_user::{DeviceError, QueueResources};
 use outboard_vswitch::{PortCounters, PortPolicy, Switch};
 use vhost_blk_dpu::BlkUnit;
@@ -126,11 +127,74 @@ impl Datapath {
         Some(unit)
     }
 
-    /// A volume's features and config space.
-    pub fn volume_features(&self, name: &Name) -> Option<(u64, Vec<u8>)> {
-        self.volumes
-            .get(name)
-            .map(|volume| (volume.unit.features(), volume.unit.config_space()))
+    /// Gives a volume another size while it serves. Whether its config space changed, or why it keeps its size; none if it
+    /// is not set up.
+    pub fn resize_volume(&mut self, name: &Name, size_bytes: u64) -> Option<Result<bool, ResizeError>> {
+        Some(self.volumes.get_mut(name)?.unit.resize(size_bytes))
+    }
+
+    /// The virtio features that an object's device offers.
+    ///
+    /// # Errors
+    /// It is not set up.
+    pub fn features(&self, object: &ObjectRef) -> Result<u64, DeviceError> {
+        match object.kind {
+            ObjectKind::Port => Ok(vhost_net_dpu::features::FEATURES),
+            ObjectKind::Volume => match self.volumes.get(&object.name) {
+                Some(volume) => Ok(volume.unit.features()),
+                None => Err(not_granted(object)),
+            },
+        }
+    }
+
+    /// The config space of an object's device; empty if it has none or is not set up.
+    pub fn config_space(&self, object: &ObjectRef) -> Vec<u8> {
+        match object.kind {
+            ObjectKind::Port => Vec::new(),
+            ObjectKind::Volume => {
+                let volume = self.volumes.get(&object.name);
+                volume.map_or_else(Vec::new, |volume| volume.unit.config_space().to_vec())
+            }
+        }
+    }
+
+    /// The guest wrote config space.
+    ///
+    /// # Errors
+    /// It may not write there, or the device is not open.
+    pub fn write_config(&mut self, object: &ObjectRef, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
+        match object.kind {
+            ObjectKind::Port => Err(DeviceError::ConfigNotWritable {
+                offset,
+                len: data.len(),
+            }),
+            ObjectKind::Volume => self.open_volume(object)?.write_config(offset, data),
+        }
+    }
+
+    /// Puts an object's device back to how it is before a driver comes. Its queues were stopped.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn reset(&mut self, object: &ObjectRef) -> Result<(), DeviceError> {
+        match object.kind {
+            ObjectKind::Port => self.switch.set_mtu(object.name.as_str(), None),
+            ObjectKind::Volume => {
+                self.open_volume(object)?.reset();
+                Ok(())
+            }
+        }
+    }
+
+    /// The VMM told the guest of a port this MTU.
+    ///
+    /// # Errors
+    /// No port may have it, or the object is none.
+    pub fn set_mtu(&mut self, object: &ObjectRef, mtu: u16) -> Result<(), DeviceError> {
+        match object.kind {
+            ObjectKind::Port => self.switch.set_mtu(object.name.as_str(), Some(mtu)),
+            ObjectKind::Volume => Err(not_granted(object)),
+        }
     }
 
     /// Serves a queue of the object's device.
@@ -238,10 +302,14 @@ impl Datapath {
     fn open_volume(&mut self, object: &ObjectRef) -> Result<&mut BlkUnit, DeviceError> {
         match self.volumes.get_mut(&object.name) {
             Some(Volume { unit, open: true }) => Ok(unit),
-            _ => Err(DeviceError::NotGranted {
-                object: object.to_string(),
-            }),
+            _ => Err(not_granted(object)),
         }
+    }
+}
+
+fn not_granted(object: &ObjectRef) -> DeviceError {
+    DeviceError::NotGranted {
+        object: object.to_string(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! The devices that sessions serve: ports and volumes, reached through the worker.
 
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    mpsc::{self, SyncSender},
+};
 
 use outboard_engine::{WorkerGone, WorkerHandle};
 use outboard_protocol::{
@@ -12,44 +15,62 @@ use outboard_vhost_user::{BackendChannel, Device, DeviceError, QueueResources};
 
 use crate::{datapath::Datapath, message::Message};
 
+/// Where a session's device leaves the channel on which its front-end hears of changes, for others to use.
+#[derive(Debug, Clone, Default)]
+pub struct Announcer(Arc<Mutex<Option<BackendChannel>>>);
+
+impl Announcer {
+    /// Tells the front-end that the device's config space changed. Never waits; a front-end without a channel finds out
+    /// when it reads it again.
+    pub fn config_changed(&self) {
+        if let Some(channel) = &*self.lock() {
+            channel.config_changed();
+        }
+    }
+
+    fn set(&self, channel: Option<BackendChannel>) {
+        *self.lock() = channel;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<BackendChannel>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The device of one session. It reports when its rings run and when they stopped.
 pub struct SessionDevice {
     object: ObjectRef,
     session: SessionId,
     worker: WorkerHandle<Datapath>,
     events: SyncSender<Message>,
+    announcer: Announcer,
     features: u64,
-    config: Vec<u8>,
     running: Vec<u16>,
 }
 
 impl SessionDevice {
-    /// The device of `object`, which was set up before.
+    /// The device of `object`, which was set up before, as it is when a session begins.
     pub fn new(
         object: ObjectRef,
         session: SessionId,
         worker: WorkerHandle<Datapath>,
         events: SyncSender<Message>,
+        announcer: Announcer,
     ) -> Result<Self, DeviceError> {
-        let (features, config) = match object.kind {
-            ObjectKind::Port => (vhost_net_dpu::features::FEATURES, Vec::new()),
-            ObjectKind::Volume => {
-                let name = object.name.clone();
-                let found = worker
-                    .call(move |datapath, _| datapath.volume_features(&name))
-                    .map_err(gone)?;
-                found.ok_or_else(|| DeviceError::NotGranted {
-                    object: object.to_string(),
-                })?
-            }
-        };
+        let asked = object.clone();
+        let features = worker
+            .call(move |datapath, _| {
+                datapath.reset(&asked)?;
+                datapath.features(&asked)
+            })
+            .map_err(gone)??;
         Ok(Self {
             object,
             session,
             worker,
             events,
+            announcer,
             features,
-            config,
             running: Vec::new(),
         })
     }
@@ -94,15 +115,17 @@ impl Device for SessionDevice {
     }
 
     fn config(&self) -> Vec<u8> {
-        self.config.clone()
+        let object = self.object.clone();
+        let config = self.worker.call(move |datapath, _| datapath.config_space(&object));
+        // What is gone reads as zeros, and its session is about to end.
+        config.unwrap_or_default()
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
-        // Neither device has a field that a driver writes: virtio-blk's `writeback` comes with a feature not offered.
-        Err(DeviceError::ConfigNotWritable {
-            offset,
-            len: data.len(),
-        })
+        let (object, data) = (self.object.clone(), data.to_vec());
+        self.worker
+            .call(move |datapath, _| datapath.write_config(&object, offset, &data))
+            .map_err(gone)?
     }
 
     fn start_queue(&mut self, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
@@ -156,21 +179,29 @@ impl Device for SessionDevice {
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {
-        // All that a driver can change is in its queues, and those were stopped.
-        Ok(())
+        let object = self.object.clone();
+        self.worker
+            .call(move |datapath, _| datapath.reset(&object))
+            .map_err(gone)?
     }
 
     fn takes_mtu(&self) -> bool {
-        false
+        self.is_port()
     }
 
-    fn set_mtu(&mut self, _mtu: u16) -> Result<(), DeviceError> {
-        Ok(())
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
+        let object = self.object.clone();
+        self.worker
+            .call(move |datapath, _| datapath.set_mtu(&object, mtu))
+            .map_err(gone)?
     }
 
-    fn set_backend_channel(&mut self, _channel: Option<BackendChannel>) {
-        // The size of a volume does not change while it is attached.
+    fn set_backend_channel(&mut self, channel: Option<BackendChannel>) {
+        self.announcer.set(channel);
     }
 
-    fn closed(&mut self) {}
+    fn closed(&mut self) {
+        // Its descriptor must not outlive the session.
+        self.announcer.set(None);
+    }
 }

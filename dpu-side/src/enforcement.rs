@@ -18,13 +18,12 @@ use outboard_protocol::{
     binding::{Binding, Now, not_granted},
     card::FromCard,
     card_side::{CardCore, Effect, Input},
-    desired::Port,
+    desired::{Port, Volume},
     id::{Generation, ObjectKind, ObjectRef},
     link::Reply,
     refusal::{Code, Refusal},
 };
 use outboard_vswitch::PortPolicy;
-use vhost_blk_dpu::BlkUnit;
 
 use crate::{
     broker_channel::Outbox,
@@ -36,7 +35,7 @@ use crate::{
     message::Message,
     opener::{Done, Opener, Outcome},
     sessions::Sessions,
-    volumes::Unavailable,
+    volumes::{Opened, Unavailable},
 };
 
 /// How often the core is told the time.
@@ -242,6 +241,7 @@ impl Enforcement {
             Input::Desired(_) | Input::BrokerConnected | Input::InventoryAcked { .. } => self.parts.outbox.reconnect(),
             Input::Prepared { .. }
             | Input::Fault { .. }
+            | Input::Resized { .. }
             | Input::RingsLive { .. }
             | Input::RingsStopped { .. }
             | Input::SessionClosed { .. } => {
@@ -270,6 +270,7 @@ impl Enforcement {
             Effect::Configure => self.configure()?,
             Effect::Teardown { object } => self.tear_down(&object)?,
             Effect::Prepare { object, generation } => self.prepare(object, generation)?,
+            Effect::Resize { object, generation } => self.resize(object, generation),
             Effect::Open { object } => self.open(&object)?,
             Effect::OpenSession { object, session } => match origin.stream.take() {
                 Some(stream) => {
@@ -325,7 +326,10 @@ impl Enforcement {
         }
         // Answered by its result. If it takes very long, the operator hears of it meanwhile.
         let begun = match self.core.desired().volume(&object.name) {
-            Some(volume) => self.parts.opener.open(generation, volume, Instant::now()),
+            Some(volume) => {
+                let served_bytes = self.core.binding(&object).and_then(|b| b.served_bytes);
+                self.parts.opener.open(generation, volume, served_bytes, Instant::now())
+            }
             None => Err(not_granted(&object)),
         };
         if let Err(error) = begun {
@@ -343,64 +347,156 @@ impl Enforcement {
         });
     }
 
-    /// A volume was opened, or could not be, or was closed.
+    /// What a thread of the opener did.
     fn volume_done(&mut self, done: Done) -> Result<(), WorkerGone> {
         self.parts.opener.finished(&done);
-        let Done { name, outcome } = done;
-        let Outcome::Opened {
-            generation,
-            volume,
-            result,
-        } = outcome
-        else {
-            return Ok(());
-        };
         let object = ObjectRef {
             kind: ObjectKind::Volume,
-            name,
+            name: done.name,
         };
-        let is_its = |b: &Binding| b.generation == generation && b.state.is_live();
-        let wanted = self.core.binding(&object).is_some_and(is_its);
-        let as_desired = self.core.desired().volume(&object.name) == Some(&volume);
-        match result {
-            Ok(unit) if wanted && as_desired => self.set_up(object, generation, unit),
-            Ok(unit) => {
-                self.parts.opener.close(&object.name, unit);
-                if wanted {
-                    self.prepare(object, generation)
-                } else {
-                    Ok(())
-                }
-            }
-            Err(_) if !wanted => Ok(()),
-            Err(Unavailable::Locked(error)) => {
-                self.note_locked(object, generation, error);
-                Ok(())
-            }
-            Err(Unavailable::Failed(error)) => {
-                self.locked.forget(&object);
-                self.fault(object, generation, error);
-                Ok(())
-            }
+        match done.outcome {
+            Outcome::Opened {
+                generation,
+                volume,
+                result,
+            } => self.opened(object, generation, &volume, result),
+            Outcome::Measured {
+                generation,
+                volume,
+                result,
+            } => self.measured(object, generation, &volume, result),
+            Outcome::Closed => Ok(()),
         }
     }
 
-    fn set_up(&mut self, object: ObjectRef, generation: Generation, unit: Box<BlkUnit>) -> Result<(), WorkerGone> {
+    /// Whether this binding still is, and is to be served.
+    fn is_live(&self, object: &ObjectRef, generation: Generation) -> bool {
+        let is_its = |b: &Binding| b.generation == generation && b.state.is_live();
+        self.core.binding(object).is_some_and(is_its)
+    }
+
+    fn opened(
+        &mut self,
+        object: ObjectRef,
+        generation: Generation,
+        volume: &Volume,
+        result: Result<Opened, Unavailable>,
+    ) -> Result<(), WorkerGone> {
+        let wanted = self.is_live(&object, generation);
+        let as_desired = self.core.desired().volume(&object.name) == Some(volume);
+        match result {
+            Ok(opened) if wanted && as_desired => return self.set_up(object, generation, opened),
+            Ok(Opened { unit, .. }) => {
+                self.parts.opener.close(&object.name, unit);
+                if wanted {
+                    return self.prepare(object, generation);
+                }
+            }
+            Err(_) if !wanted => {}
+            Err(Unavailable::Locked(error)) => self.note_locked(object, generation, error),
+            Err(Unavailable::Failed(error)) => {
+                self.locked.forget(&object);
+                self.fault(object, generation, error);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_up(&mut self, object: ObjectRef, generation: Generation, opened: Opened) -> Result<(), WorkerGone> {
+        let Opened { unit, short } = opened;
         self.locked.forget(&object);
         let name = object.name.clone();
         let added = self
             .parts
             .worker
             .call(move |datapath, io| datapath.add_volume(name, unit, io))?;
-        match added {
-            Ok(()) => self.followed.push_back(Input::Prepared { object, generation }),
-            Err((e, unit)) => {
-                self.parts.opener.close(&object.name, unit);
-                let text = format!("{object}: {e}: raise the DPU's limit on open files (ulimit -n)");
-                self.fault(object, generation, Refusal::new(Code::Unavailable, text));
+        if let Err((e, unit)) = added {
+            self.parts.opener.close(&object.name, unit);
+            let text = format!("{object}: {e}: raise the DPU's limit on open files (ulimit -n)");
+            self.fault(object, generation, Refusal::new(Code::Unavailable, text));
+            return Ok(());
+        }
+        if let Some((size_bytes, error)) = short {
+            tracing::error!("{error}; its guest has the {size_bytes} bytes that it had");
+            self.followed.push_back(Input::Resized {
+                object: object.clone(),
+                generation,
+                size_bytes,
+                error: Some(error),
+            });
+        }
+        self.followed.push_back(Input::Prepared { object, generation });
+        Ok(())
+    }
+
+    /// A volume that is being served is to grow: first it is found out, where that may take long, whether it can.
+    fn resize(&mut self, object: ObjectRef, generation: Generation) {
+        let begun = match self.core.desired().volume(&object.name) {
+            Some(volume) => self.parts.opener.measure(generation, volume),
+            None => Err(not_granted(&object)),
+        };
+        if let Err(error) = begun {
+            self.not_resized(object, generation, error);
+        }
+    }
+
+    fn measured(
+        &mut self,
+        object: ObjectRef,
+        generation: Generation,
+        volume: &Volume,
+        result: Result<(), Refusal>,
+    ) -> Result<(), WorkerGone> {
+        if !self.is_live(&object, generation) {
+            return Ok(());
+        }
+        if let Err(error) = result {
+            self.not_resized(object, generation, error);
+            return Ok(());
+        }
+        let (name, size_bytes) = (object.name.clone(), volume.size_bytes);
+        let resized = self
+            .parts
+            .worker
+            .call(move |datapath, _| datapath.resize_volume(&name, size_bytes))?;
+        match resized {
+            // Taken down meanwhile; it is set up again with its new size.
+            None => {}
+            Some(Err(e)) => {
+                let text = format!("{object}: {e}");
+                self.not_resized(object, generation, Refusal::new(Code::Unavailable, text));
+            }
+            Some(Ok(changed)) => {
+                if changed {
+                    tracing::info!("{object} has {size_bytes} bytes now");
+                    self.parts.sessions.config_changed(&object);
+                }
+                self.followed.push_back(Input::Resized {
+                    object,
+                    generation,
+                    size_bytes,
+                    error: None,
+                });
             }
         }
         Ok(())
+    }
+
+    /// The volume keeps its size; the operator sees why, and it is tried again.
+    fn not_resized(&mut self, object: ObjectRef, generation: Generation, error: Refusal) {
+        let Some(binding) = self.core.binding(&object) else {
+            return;
+        };
+        let Some(size_bytes) = binding.served_bytes else { return };
+        if binding.error.as_ref() != Some(&error) {
+            tracing::error!("{error}; its guest goes on with {size_bytes} bytes, and it is tried again");
+        }
+        self.followed.push_back(Input::Resized {
+            object,
+            generation,
+            size_bytes,
+            error: Some(error),
+        });
     }
 
     /// The binding stays as it is, with an error for the operator to see; hosts are told to try again, and at first that

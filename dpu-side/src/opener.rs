@@ -18,7 +18,7 @@ use outboard_protocol::{
 };
 use vhost_blk_dpu::BlkUnit;
 
-use crate::volumes::{Unavailable, open_volume, unavailable};
+use crate::volumes::{Opened, Unavailable, measure_volume, open_volume, unavailable};
 
 /// Volumes that are opened or closed at the same time; more wait.
 pub const THREADS_MAX: usize = 16;
@@ -42,14 +42,25 @@ pub enum Outcome {
         /// What was opened.
         volume: Volume,
         /// The device, ready to serve.
-        result: Result<Box<BlkUnit>, Unavailable>,
+        result: Result<Opened, Unavailable>,
+    },
+    /// What is below the volume as it was described was measured.
+    Measured {
+        /// The binding.
+        generation: Generation,
+        /// What was measured.
+        volume: Volume,
+        /// Whether it has the room.
+        result: Result<(), Refusal>,
     },
     /// A device was closed: its file is free.
     Closed,
 }
 
 enum Job {
-    Open(Generation, Volume),
+    /// To be opened for a binding whose guest has had so many bytes.
+    Open(Generation, Volume, Option<u64>),
+    Measure(Generation, Volume),
     Close(Box<BlkUnit>),
 }
 
@@ -84,11 +95,18 @@ impl Opener {
         }
     }
 
-    /// Begins to open a volume's backend for a binding, after what is being done to it. Never waits.
+    /// Begins to open a volume's backend for a binding, whose guest has had `served_bytes` of it, after what is being
+    /// done to it. Never waits.
     ///
     /// # Errors
     /// No memory is left for it, or its file system has not answered for long.
-    pub fn open(&mut self, generation: Generation, volume: &Volume, now: Instant) -> Result<(), Refusal> {
+    pub fn open(
+        &mut self,
+        generation: Generation,
+        volume: &Volume,
+        served_bytes: Option<u64>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         if volume.backend == VolumeBackend::Memory {
             self.reserve_memory(&volume.name, volume.size_bytes)?;
         }
@@ -98,12 +116,27 @@ impl Opener {
             line.next.retain(|job| matches!(job, Job::Close(_)));
             stuck = line.since.is_some_and(|since| now.duration_since(since) >= STUCK_AFTER);
         }
-        self.add(&volume.name, Job::Open(generation, volume.clone()));
+        self.add(&volume.name, Job::Open(generation, volume.clone(), served_bytes));
         if stuck {
             Err(stuck_refusal(&volume.name))
         } else {
             Ok(())
         }
+    }
+
+    /// Begins to find out whether a volume can have its size; the answer comes after what is being done to it.
+    ///
+    /// # Errors
+    /// No memory is left for it.
+    pub fn measure(&mut self, generation: Generation, volume: &Volume) -> Result<(), Refusal> {
+        if volume.backend == VolumeBackend::Memory {
+            self.reserve_memory(&volume.name, volume.size_bytes)?;
+        }
+        if let Some(line) = self.lines.get_mut(&volume.name) {
+            line.next.retain(|job| !matches!(job, Job::Measure(..)));
+        }
+        self.add(&volume.name, Job::Measure(generation, volume.clone()));
+        Ok(())
     }
 
     /// Begins to close a device: closing a file may take long.
@@ -127,7 +160,7 @@ impl Opener {
             line.since = None;
             if let Outcome::Opened { generation, .. } = &done.outcome {
                 line.next
-                    .retain(|job| !matches!(job, Job::Open(g, _) if g == generation));
+                    .retain(|job| !matches!(job, Job::Open(g, ..) if g == generation));
             }
             if line.next.is_empty() {
                 self.lines.remove(&done.name);
@@ -190,9 +223,9 @@ impl Opener {
     }
 
     fn reserve_memory(&mut self, name: &Name, size_bytes: u64) -> Result<(), Refusal> {
-        // Whatever an attempt that came to nothing left.
-        self.in_memory.retain(|(n, _)| n != name);
-        let used: u64 = self.in_memory.iter().map(|(_, size)| size).sum();
+        // Not what it has itself, or an attempt that came to nothing left.
+        let others = self.in_memory.iter().filter(|(n, _)| n != name);
+        let used: u64 = others.map(|(_, size)| size).sum();
         if used
             .checked_add(size_bytes)
             .is_none_or(|sum| sum > self.memory_bytes_max)
@@ -204,6 +237,7 @@ impl Opener {
             );
             return Err(unavailable(name, &text));
         }
+        self.in_memory.retain(|(n, _)| n != name);
         self.in_memory.push((name.clone(), size_bytes));
         Ok(())
     }
@@ -216,8 +250,13 @@ fn take(job: &Mutex<Option<Job>>) -> Option<Job> {
 impl Job {
     fn run(self, volume_dir: &Path) -> Outcome {
         match self {
-            Self::Open(generation, volume) => Outcome::Opened {
-                result: open_volume(volume_dir, &volume),
+            Self::Open(generation, volume, served_bytes) => Outcome::Opened {
+                result: open_volume(volume_dir, &volume, served_bytes),
+                generation,
+                volume,
+            },
+            Self::Measure(generation, volume) => Outcome::Measured {
+                result: measure_volume(volume_dir, &volume),
                 generation,
                 volume,
             },

@@ -22,16 +22,16 @@ fn opener(directory: PathBuf, memory_bytes_max: u64) -> (Opener, Receiver<Done>)
 }
 
 fn open(opener: &mut Opener, generation: u64, volume: &Volume) -> Result<(), Refusal> {
-    opener.open(Generation(generation), volume, Instant::now())
+    opener.open(Generation(generation), volume, None, Instant::now())
 }
 
 /// The next result, handed on: what was opened, for which generation.
-fn next(opener: &mut Opener, inbox: &Receiver<Done>) -> Option<(u64, Result<Box<BlkUnit>, Unavailable>)> {
+fn next(opener: &mut Opener, inbox: &Receiver<Done>) -> Option<(u64, Result<Opened, Unavailable>)> {
     let done = inbox.recv_timeout(PATIENCE).unwrap();
     opener.finished(&done);
     match done.outcome {
         Outcome::Opened { generation, result, .. } => Some((generation.0, result)),
-        Outcome::Closed => None,
+        Outcome::Measured { .. } | Outcome::Closed => None,
     }
 }
 
@@ -62,7 +62,7 @@ fn a_volume_is_opened_again_only_when_it_is_closed() {
         let (opened, unit) = next(&mut opener, &inbox).unwrap();
         assert_eq!(opened, generation);
         // Were these not done in order, the file would be found locked now and then.
-        opener.close(&disk.name, unit.unwrap());
+        opener.close(&disk.name, unit.ok().unwrap().unit);
         open(&mut opener, generation + 1, &disk).unwrap();
         assert!(next(&mut opener, &inbox).is_none(), "closed");
     }
@@ -94,7 +94,7 @@ fn a_file_system_that_hangs_holds_up_its_own_volume_only() {
     }
     assert!(open(&mut opener, 2, &hung).is_ok(), "not for long yet");
     let later = Instant::now() + STUCK_AFTER;
-    let stuck = opener.open(Generation(3), &hung, later).unwrap_err();
+    let stuck = opener.open(Generation(3), &hung, None, later).unwrap_err();
     assert!(
         stuck.text.contains("volume hung") && stuck.text.contains("has not answered"),
         "{stuck}"

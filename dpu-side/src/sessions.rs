@@ -16,11 +16,29 @@ use outboard_protocol::{
 };
 use outboard_vhost_user::{Device, SessionEnd, serve};
 
-use crate::{datapath::Datapath, devices::SessionDevice, message::Message};
+use crate::{
+    datapath::Datapath,
+    devices::{Announcer, SessionDevice},
+    message::Message,
+};
+
+/// An open session, as it is reached from outside its thread.
+struct Session {
+    object: ObjectRef,
+    stream: UnixStream,
+    announcer: Announcer,
+}
+
+impl Session {
+    fn close(&self) {
+        // It may be closed by the host already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
 
 /// The sessions that are open.
 pub struct Sessions {
-    open: BTreeMap<SessionId, (ObjectRef, UnixStream)>,
+    open: BTreeMap<SessionId, Session>,
     count_max: usize,
     worker: WorkerHandle<Datapath>,
     events: SyncSender<Message>,
@@ -49,39 +67,47 @@ impl Sessions {
 
     /// Serves vhost-user for `object` on `stream`, on a thread of its own that reports when the session is over.
     pub fn open(&mut self, object: ObjectRef, session: SessionId, stream: UnixStream) -> io::Result<()> {
-        let ours = stream.try_clone()?;
-        let (worker, events) = (self.worker.clone(), self.events.clone());
-        let served = object.clone();
+        let session_of = Session {
+            object: object.clone(),
+            stream: stream.try_clone()?,
+            announcer: Announcer::default(),
+        };
+        let (worker, events, announcer) = (self.worker.clone(), self.events.clone(), session_of.announcer.clone());
         // Names of threads are cut at 15 bytes.
         let thread = std::thread::Builder::new().name(format!("vhost-{}", session.0));
         thread.spawn(move || {
-            if run(&served, session, stream, worker, &events) {
+            if run(&object, session, stream, worker, &events, announcer) {
                 let _ = events.send(Message::Datapath(Input::SessionClosed { session }));
             }
         })?;
-        self.open.insert(session, (object, ours));
+        self.open.insert(session, session_of);
         Ok(())
     }
 
     /// Makes a session end; it reports itself once nothing of it is in flight.
     pub fn close(&mut self, session: SessionId) {
-        if let Some((_, stream)) = self.open.get(&session) {
-            // It may be closed by the host already.
-            let _ = stream.shutdown(Shutdown::Both);
+        if let Some(session) = self.open.get(&session) {
+            session.close();
         }
     }
 
     /// Makes the session of an object end.
     pub fn close_of(&mut self, object: &ObjectRef) {
-        let of_object = self.open.values().filter(|(o, _)| o == object);
-        of_object.for_each(|(_, stream)| drop(stream.shutdown(Shutdown::Both)));
+        self.of(object).for_each(Session::close);
     }
 
     /// Makes all sessions end.
     pub fn close_all(&mut self) {
-        self.open
-            .values()
-            .for_each(|(_, stream)| drop(stream.shutdown(Shutdown::Both)));
+        self.open.values().for_each(Session::close);
+    }
+
+    /// Tells whoever has a session of this object that its device's config space changed. Never waits.
+    pub fn config_changed(&self, object: &ObjectRef) {
+        self.of(object).for_each(|session| session.announcer.config_changed());
+    }
+
+    fn of(&self, object: &ObjectRef) -> impl Iterator<Item = &Session> {
+        self.open.values().filter(move |session| session.object == *object)
     }
 
     /// A session has reported its end.
@@ -97,8 +123,9 @@ fn run(
     stream: UnixStream,
     worker: WorkerHandle<Datapath>,
     events: &SyncSender<Message>,
+    announcer: Announcer,
 ) -> bool {
-    let mut device = match SessionDevice::new(object.clone(), session, worker, events.clone()) {
+    let mut device = match SessionDevice::new(object.clone(), session, worker, events.clone(), announcer) {
         Ok(device) => device,
         Err(e) => {
             tracing::warn!("{object}: no session: {e}");

@@ -1,6 +1,10 @@
 //! Setting volumes up: from the broker's record to a unit that the datapath serves.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom},
+    path::Path,
+};
 
 use outboard_protocol::{
     desired::{Volume, VolumeBackend},
@@ -19,21 +23,43 @@ pub enum Unavailable {
     Failed(Refusal),
 }
 
+/// A volume that was opened.
+pub struct Opened {
+    /// Its device, ready to serve.
+    pub unit: Box<BlkUnit>,
+    /// What the device has and why it is not the volume's size, if so.
+    pub short: Option<(u64, Refusal)>,
+}
+
 /// Opens the backend of a volume whose file, unless its path is absolute, is in `volume_dir`. May take as long as the
 /// file system likes, but never waits for whoever has the file locked.
 ///
+/// A file that is too short does for `served_bytes`, which the guest has had: a volume that was to grow must not be gone
+/// after a restart.
+///
 /// # Errors
 /// See [`Unavailable`].
-pub fn open_volume(volume_dir: &Path, volume: &Volume) -> Result<Box<BlkUnit>, Unavailable> {
+pub fn open_volume(volume_dir: &Path, volume: &Volume, served_bytes: Option<u64>) -> Result<Opened, Unavailable> {
     let Volume {
         name,
         size_bytes,
         backend,
         read_only,
     } = volume;
+    let mut size = *size_bytes;
+    let mut short = None;
     let backend: Box<dyn Backend> = match backend {
         VolumeBackend::File { path } => {
-            let opened = open_file(&volume_dir.join(path), *size_bytes, *read_only);
+            let path = volume_dir.join(path);
+            let mut opened = open_file(&path, size, *read_only);
+            if let (Err(error @ OpenError::TooSmall { found_bytes, .. }), Some(served)) = (&opened, served_bytes)
+                && served < size
+                && served <= *found_bytes
+            {
+                short = Some((served, unavailable(name, &error.to_string())));
+                size = served;
+                opened = open_file(&path, size, *read_only);
+            }
             Box::new(opened.map_err(|e| {
                 let refusal = unavailable(name, &e.to_string());
                 match e {
@@ -42,15 +68,44 @@ pub fn open_volume(volume_dir: &Path, volume: &Volume) -> Result<Box<BlkUnit>, U
                 }
             })?)
         }
-        VolumeBackend::Memory => Box::new(MemoryBackend::new(*size_bytes, *read_only)),
-        VolumeBackend::Null => Box::new(NullBackend::new(*size_bytes, *read_only)),
+        VolumeBackend::Memory => Box::new(MemoryBackend::new(size, *read_only)),
+        VolumeBackend::Null => Box::new(NullBackend::new(size, *read_only)),
     };
     let config = BlkConfig {
         name: name.to_string(),
         read_only: *read_only,
-        size_bytes: *size_bytes,
+        size_bytes: size,
     };
-    Ok(Box::new(BlkUnit::new(config, backend)))
+    let unit = Box::new(BlkUnit::new(config, backend));
+    Ok(Opened { unit, short })
+}
+
+/// Whether what is below a volume has room for its size. May take as long as the file system likes.
+///
+/// # Errors
+/// It has not, or cannot be looked at.
+pub fn measure_volume(volume_dir: &Path, volume: &Volume) -> Result<(), Refusal> {
+    let VolumeBackend::File { path } = &volume.backend else {
+        return Ok(());
+    };
+    let path = volume_dir.join(path);
+    // The length of a block device is where its end is.
+    let found_bytes = File::open(&path)
+        .and_then(|mut file| file.seek(SeekFrom::End(0)))
+        .map_err(|e| {
+            let text = format!("{} could not be measured: {e}", path.display());
+            unavailable(&volume.name, &text)
+        })?;
+    let size_bytes = volume.size_bytes;
+    if found_bytes >= size_bytes {
+        return Ok(());
+    }
+    let error = OpenError::TooSmall {
+        path,
+        found_bytes,
+        size_bytes,
+    };
+    Err(unavailable(&volume.name, &error.to_string()))
 }
 
 /// The refusal that tells an operator why a volume cannot be served.
@@ -62,18 +117,21 @@ pub(crate) fn unavailable(name: &Name, why: &str) -> Refusal {
 mod tests {
     use super::*;
 
+    fn disk(size_bytes: u64) -> Volume {
+        Volume {
+            name: "disk".parse().unwrap(),
+            size_bytes,
+            backend: VolumeBackend::File { path: "disk".into() },
+            read_only: false,
+        }
+    }
+
     #[test]
     fn a_locked_file_is_told_from_other_trouble() {
         let directory = tempfile::tempdir().unwrap();
-        let disk = Volume {
-            name: "disk".parse().unwrap(),
-            size_bytes: 4096,
-            backend: VolumeBackend::File { path: "disk".into() },
-            read_only: false,
-        };
-        let open = || open_volume(directory.path(), &disk);
+        let open = || open_volume(directory.path(), &disk(4096), None);
         assert!(matches!(open(), Err(Unavailable::Failed(_))), "missing");
-        std::fs::File::create(directory.path().join("disk"))
+        File::create(directory.path().join("disk"))
             .unwrap()
             .set_len(4096)
             .unwrap();
@@ -85,5 +143,29 @@ mod tests {
         );
         drop(first);
         assert!(open().is_ok());
+    }
+
+    #[test]
+    fn a_file_that_has_not_grown_yet_serves_what_it_did() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join("disk")).unwrap();
+        file.set_len(4096).unwrap();
+        let open = |served| open_volume(directory.path(), &disk(8192), served);
+        for served in [None, Some(4608)] {
+            let error = open(served).err();
+            assert!(matches!(error, Some(Unavailable::Failed(e)) if e.text.contains("truncate -s 8192")));
+        }
+        let opened = open(Some(4096)).ok().unwrap();
+        let (served, error) = opened.short.unwrap();
+        assert!(served == 4096 && error.text.contains("truncate -s 8192"), "{error}");
+        assert_eq!(opened.unit.config_space()[..8], 8u64.to_le_bytes());
+        drop(opened.unit);
+        assert!(measure_volume(directory.path(), &disk(8192)).is_err_and(|e| e.text.contains("truncate -s 8192")));
+
+        file.set_len(8192).unwrap();
+        assert_eq!(measure_volume(directory.path(), &disk(8192)), Ok(()));
+        let opened = open(Some(4096)).ok().unwrap();
+        assert!(opened.short.is_none());
+        assert_eq!(opened.unit.config_space()[..8], 16u64.to_le_bytes());
     }
 }

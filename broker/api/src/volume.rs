@@ -21,7 +21,8 @@ pub struct VolumeSpec {
     /// The volume's name.
     #[schema(value_type = String, example = "disk1")]
     pub name: Name,
-    /// Its size: a multiple of 512 bytes.
+    /// Its size: a multiple of 512 bytes. It may grow while a guest uses the volume, once its file has been enlarged; it
+    /// may not shrink then.
     pub size: Size,
     /// Where its blocks are.
     pub backend: Backend,
@@ -32,6 +33,22 @@ pub struct VolumeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "local")]
     pub card: Option<Name>,
+}
+
+impl VolumeSpec {
+    /// Whether it is `former` with more room and nothing else changed: a guest may go on using it meanwhile.
+    pub fn grows_from(&self, former: &Self) -> bool {
+        self.size.bytes() > former.size.bytes() && self.with_size(former.size) == *former
+    }
+
+    /// Whether it is `former` with less room and nothing else changed.
+    pub fn shrinks_from(&self, former: &Self) -> bool {
+        former.grows_from(self)
+    }
+
+    fn with_size(&self, size: Size) -> Self {
+        Self { size, ..self.clone() }
+    }
 }
 
 /// Where a volume's blocks are: exactly one of the keys.

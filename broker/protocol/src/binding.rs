@@ -103,6 +103,10 @@ pub struct Binding {
     /// What stands in the way now.
     #[n(7)]
     pub error: Option<Refusal>,
+    /// Of a volume: how many bytes its device has had, so that a card that starts again can give its guest those back
+    /// where the volume was to grow and its file has not yet. Only the card knows.
+    #[n(8)]
+    pub served_bytes: Option<u64>,
     /// When it entered the state, by the monotonic clock of this process; not stored.
     #[cbor(skip)]
     pub since_ms: u64,
@@ -120,6 +124,7 @@ impl Binding {
             since_unix_s: now.unix_s,
             expires_unix_s,
             error: None,
+            served_bytes: None,
             since_ms: now.monotonic_ms,
         }
     }

@@ -24,6 +24,7 @@ mod high_water;
 mod host;
 mod outbox;
 mod record;
+mod resize;
 
 pub use high_water::HighWater;
 use outbox::Outbox;
@@ -104,6 +105,18 @@ pub enum Input {
         /// What is wrong and what to do; for the operator.
         error: Refusal,
     },
+    /// [`Effect::Resize`] was done or failed; or [`Effect::Prepare`] gave a volume's device fewer bytes than it was to
+    /// have, and is answered by that next.
+    Resized {
+        /// The volume.
+        object: ObjectRef,
+        /// As in the effect.
+        generation: Generation,
+        /// How many bytes its device has now.
+        size_bytes: u64,
+        /// Why it is not what the volume was to have; for the operator.
+        error: Option<Refusal>,
+    },
     /// The rings of a session's device run.
     RingsLive {
         /// The session.
@@ -156,6 +169,14 @@ pub enum Effect {
         /// To be named in the answer.
         generation: Generation,
     },
+    /// Give a volume's device, which serves on meanwhile, the size that [`CardCore::desired`] has; answered by
+    /// [`Input::Resized`].
+    Resize {
+        /// The volume.
+        object: ObjectRef,
+        /// To be named in the answer.
+        generation: Generation,
+    },
     /// The object's device may exchange data.
     Open {
         /// The object.
@@ -201,6 +222,8 @@ struct Runtime {
     /// Its device is set up.
     ready: bool,
     session: Option<SessionId>,
+    /// Why its device has not the size that it is to have.
+    unmet: Option<Refusal>,
     prepare_asked_ms: u64,
     /// The first inventory that told the broker of its end.
     told_released_in: Option<u64>,
@@ -316,6 +339,12 @@ impl CardCore {
                 generation,
                 error,
             } => self.fault(&object, generation, error, &mut out, now),
+            Input::Resized {
+                object,
+                generation,
+                size_bytes,
+                error,
+            } => self.resized(&object, generation, size_bytes, error, &mut out, now),
             Input::RingsLive { session } => self.rings(session, Event::RingsLive, &mut out, now),
             Input::RingsStopped { session } => self.rings(session, Event::RingsStopped, &mut out, now),
             Input::SessionClosed { session } => self.session_closed(session, &mut out, now),
@@ -417,6 +446,7 @@ impl CardCore {
     fn ask_to_prepare(&mut self, object: &ObjectRef, out: &mut Outbox, now: Now) {
         if let Some(held) = self.held_mut(object) {
             held.runtime.prepare_asked_ms = now.monotonic_ms;
+            held.runtime.unmet = None;
             out.prepare.push(Effect::Prepare {
                 object: object.clone(),
                 generation: held.binding.generation,
@@ -432,6 +462,7 @@ impl CardCore {
         if held.binding.state.is_live() && !held.runtime.ready {
             held.runtime.ready = true;
             let _ = self.step(object, &event, out, now);
+            self.note_size(object, out);
         }
     }
 
@@ -480,6 +511,7 @@ impl CardCore {
             if self.held.get(&object).filter(waits).is_some() {
                 self.ask_to_prepare(&object, out, now);
             }
+            self.retry_resize(&object, out, now);
         }
     }
 }

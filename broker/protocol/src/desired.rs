@@ -66,6 +66,17 @@ pub struct Volume {
     pub read_only: bool,
 }
 
+impl Volume {
+    /// Whether the volume is this one with more room and nothing else changed: what a guest may go on using meanwhile.
+    pub fn grows_from(&self, former: &Self) -> bool {
+        let with_its_size = Self {
+            size_bytes: former.size_bytes,
+            ..self.clone()
+        };
+        self.size_bytes > former.size_bytes && with_its_size == *former
+    }
+}
+
 /// Where a volume's blocks are.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum VolumeBackend {

@@ -197,7 +197,7 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
             applied,
             placement,
         };
-        if old.is_some_and(|o| o.spec != new.spec) {
+        if old.is_some_and(|o| o.spec != new.spec && !new.spec.grows_from(&o.spec)) {
             actions.extend(rebind(inventory, &new.spec.name, now_s));
         }
         if old != Some(&new) {
@@ -297,31 +297,37 @@ fn check_counts(after: &Topology) -> Result<(), Failure> {
     }
 }
 
-/// A volume that a guest may be using keeps its blocks, size and card: changing them under it would corrupt it.
+/// A volume that a guest may be using keeps its blocks and card: changing them under it would corrupt it. It may grow,
+/// which its device tells the guest, but not shrink: what is cut off may be in use.
 fn check_idle(inventory: &Inventory, wanted: &VolumeSpec) -> Result<(), Failure> {
     let object = ObjectRef {
         kind: ObjectKind::Volume,
         name: wanted.name.clone(),
     };
-    let changes = inventory.volumes.get(&wanted.name).is_some_and(|v| v.spec != *wanted);
-    let idle = [State::Reserved, State::Prepared, State::Released];
-    match inventory.bindings.get(&object) {
-        Some(b) if changes && !idle.contains(&b.state) => Err(Failure::about(
-            409,
-            "in_use",
-            &object,
-            format!(
-                "{object} is bound to card {} and cannot change while it is",
-                b.function.card
-            ),
-            format!(
-                "revoke it (`outboard grant revoke volume {0}`), wait until the revocation is done, change it, then grant \
-                 it again",
-                wanted.name
-            ),
-        )),
-        _ => Ok(()),
+    let Some(old) = inventory.volumes.get(&wanted.name).map(|v| &v.spec) else {
+        return Ok(());
+    };
+    if old == wanted || wanted.grows_from(old) {
+        return Ok(());
     }
+    let idle = [State::Reserved, State::Prepared, State::Released];
+    let Some(binding) = inventory.bindings.get(&object).filter(|b| !idle.contains(&b.state)) else {
+        return Ok(());
+    };
+    let card = &binding.function.card;
+    let message = if wanted.shrinks_from(old) {
+        format!(
+            "{object} is bound to card {card} and cannot shrink from {} to {} while it is; it may only grow",
+            old.size, wanted.size
+        )
+    } else {
+        format!("{object} is bound to card {card} and cannot change while it is, but for growing")
+    };
+    let remedy = format!(
+        "revoke it (`outboard grant revoke volume {0}`), wait until the revocation is done, change it, then grant it again",
+        wanted.name
+    );
+    Err(Failure::about(409, "in_use", &object, message, remedy))
 }
 
 fn delete_network(inventory: &Inventory, name: Name) -> Result<Selected, Failure> {

@@ -152,6 +152,7 @@ impl BindingRecord {
             since_unix_s: self.since_s,
             expires_unix_s: None,
             error: self.error.clone(),
+            served_bytes: None,
             since_ms: 0,
         };
         // The broker's picture has no timeouts of its own: the card runs those.

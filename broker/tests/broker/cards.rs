@@ -424,14 +424,25 @@ async fn a_card_s_error_shows_with_its_object() {
             .contains("disk1.raw")
     );
 
-    // In use, its blocks stay what they are; otherwise it is bound anew.
+    // In use it may grow, under the same grant, and change in no other way.
     link.report(2, vec![report_of(&grant, State::Active)]).await;
     let bigger = spec.replace("1MiB", "2MiB");
-    let (status, error) = api.refused("PUT", "/v1/volumes/disk1", &bigger).await;
-    assert_eq!((status, &error["code"]), (409, &"in_use".into()));
-    link.report(3, vec![report_of(&grant, State::Prepared)]).await;
+    let refused = async |changed: String, said: &str| {
+        let (status, error) = api.refused("PUT", "/v1/volumes/disk1", &changed).await;
+        assert_eq!((status, &error["code"]), (409, &"in_use".into()));
+        assert!(error["message"].as_str().unwrap().contains(said), "{error}");
+    };
+    refused(spec.replace("1MiB", "512KiB"), "cannot shrink from 1MiB to 512KiB").await;
+    refused(bigger.replace("disk1.raw", "other.raw"), "cannot change").await;
     api.change("PUT", "/v1/volumes/disk1", &bigger).await;
     let state = link.desired_until(|s| s.volumes[0].size_bytes == 2 << 20).await;
+    assert_eq!(state.grants, std::slice::from_ref(&grant));
+    refused(spec.to_owned(), "cannot shrink").await;
+
+    // Otherwise it is bound anew.
+    link.report(3, vec![report_of(&grant, State::Prepared)]).await;
+    api.change("PUT", "/v1/volumes/disk1", spec).await;
+    let state = link.desired_until(|s| s.volumes[0].size_bytes == 1 << 20).await;
     assert!(
         state.grants.is_empty(),
         "a grant for the former blocks must not serve the new ones"

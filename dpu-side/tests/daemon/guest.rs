@@ -58,7 +58,9 @@ impl Guest {
             frontend.get_features()? & (VIRTIO_F_VERSION_1 | protocol),
             VIRTIO_F_VERSION_1 | protocol
         );
-        let wanted = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+        let wanted = VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ;
         let offered = frontend.get_protocol_features()?;
         frontend.set_protocol_features(offered & wanted)?;
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

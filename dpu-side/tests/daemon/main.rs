@@ -10,5 +10,6 @@ mod host;
 mod link;
 mod locked;
 mod process;
+mod resize;
 mod revocation;
 mod traffic;

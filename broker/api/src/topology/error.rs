@@ -161,7 +161,7 @@ impl TopologyError {
                 "remove [[group]] and every 'groups ='; a rule that is not enforced would be worse than none".to_owned()
             }
             Problem::Later { key: "encryption", .. } => {
-                "remove 'encryption ='; a volume that is not encrypted must not look as if it were".to_owned()
+                "remove 'encryption ='; what is not encrypted must not look as if it were".to_owned()
             }
             Problem::Later { .. } => {
                 "use backend = { file = \"…\" }, { memory = true } or { null = true } instead".to_owned()

@@ -13,9 +13,10 @@ use super::{Problem, TOPOLOGY_LEN_MAX, Topology, TopologyError, TopologyKind};
 const TOP_KEYS: &[&str] = &["network", "volume", "port"];
 
 /// Keys of the format that come with later versions: refused by name, so that nobody takes them to be in force.
-const LATER_KEYS: [(Option<TopologyKind>, &str, &str); 3] = [
+const LATER_KEYS: [(Option<TopologyKind>, &str, &str); 4] = [
     (None, "group", "a list of security groups"),
     (Some(TopologyKind::Port), "groups", "a list of security groups"),
+    (Some(TopologyKind::Network), "encryption", "encryption of networks"),
     (Some(TopologyKind::Volume), "encryption", "encryption of volumes"),
 ];
 

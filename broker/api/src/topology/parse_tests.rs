@@ -246,6 +246,12 @@ fn keys_of_later_versions_are_refused_by_name() {
         ("[[network]]", "[[group]]\nname = \"web\"\n[[network]]", None, 1),
         ("addresses = [\"10.0.0.1\"]", "groups = [\"web\"]", Some("port vm1"), 14),
         (
+            "subnets = [",
+            "encryption = \"aes-256-gcm\"\nsubnets = [",
+            Some("network blue"),
+            3,
+        ),
+        (
             "size = \"4GiB\"",
             "size = \"4GiB\"\nencryption = \"aes-256-xts\"",
             Some("volume disk1"),

@@ -9,7 +9,6 @@ use crate::{
     binding::{Binding, Event, Fence, Now, State},
     card::BindingReport,
     desired::{DesiredState, Grant},
-    id::{ObjectKind, ObjectRef},
     refusal::{Code, Refusal},
 };
 
@@ -23,7 +22,7 @@ impl CardCore {
                 return;
             }
             self.end_unwanted(&state, out, now);
-            self.note_changed_volumes(&state);
+            self.note_changed_volumes(&state, out, now);
             self.desired = Arc::new(state);
             out.persist = true;
             out.configure = true;
@@ -57,21 +56,6 @@ impl CardCore {
         for object in ended {
             // Cannot be refused: a live binding can always be revoked.
             let _ = self.step(&object, &Event::Revoke, out, now);
-        }
-    }
-
-    /// A device keeps the volume it was set up with; say so if the volume has become another.
-    fn note_changed_volumes(&mut self, state: &DesiredState) {
-        for Held { binding, runtime } in Arc::make_mut(&mut self.held).values_mut() {
-            let ObjectRef { kind, name } = &binding.object;
-            let changed = *kind == ObjectKind::Volume && self.desired.volume(name) != state.volume(name);
-            if changed && runtime.ready && binding.state.is_live() {
-                let text = format!(
-                    "{}: changed while it was bound: revoke it and grant it again",
-                    binding.object
-                );
-                binding.error = Some(Refusal::new(Code::Unavailable, text));
-            }
         }
     }
 

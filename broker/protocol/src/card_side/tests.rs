@@ -5,6 +5,8 @@ use crate::{
     id::{BrokerEpoch, ObjectKind, Revision},
 };
 
+mod resize;
+
 const T0: Now = Now {
     monotonic_ms: 1_000,
     unix_s: 1_000_000,
@@ -420,9 +422,9 @@ fn a_desired_state_that_contradicts_itself_leaves_the_old_one_in_force() {
 #[test]
 fn a_volume_that_changed_under_its_binding_is_an_error_that_is_told() {
     let mut core = connected();
-    let mut grown = desired(2, Some(1));
-    grown.volumes[0].size_bytes *= 2;
-    core.handle(Input::Desired(grown), T0);
+    let mut shrunk = desired(2, Some(1));
+    shrunk.volumes[0].size_bytes /= 2;
+    core.handle(Input::Desired(shrunk), T0);
     let binding = core.binding(&disk()).unwrap();
     assert_eq!(binding.state, State::Attached);
     assert!(binding.error.as_ref().is_some_and(|e| e.text.contains("volume disk1")));

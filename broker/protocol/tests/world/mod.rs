@@ -234,6 +234,7 @@ impl World {
             Effect::CloseSession { .. } | Effect::Configure | Effect::SendRevoked { .. } => {}
             Effect::RefuseDesired(_) => {}
             Effect::Reply(_) | Effect::Prepare { .. } => unreachable!("performed by the caller"),
+            Effect::Resize { .. } => unreachable!("there are ports only"),
         }
         Ok(())
     }
