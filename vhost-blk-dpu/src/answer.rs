@@ -116,8 +116,13 @@ impl BlkUnit {
                 continue;
             }
             match (queue.ring.publish(), &queue.call) {
-                (Ok(true), Some(call)) => signals.signal(call),
-                (Ok(_), _) => {}
+                (Ok(wanted), Some(call)) => {
+                    if wanted || queue.call_due {
+                        queue.call_due = false;
+                        signals.signal(call);
+                    }
+                }
+                (Ok(_), None) => {}
                 (Err(error), _) => {
                     if queue.fail(error.clone()) {
                         self.note_broken(&error);

@@ -20,7 +20,8 @@
 //!
 //! **In flight.** Requests end in any order. Where a front-end keeps a log of what is in flight, a device that starts on
 //! it takes those requests first; reads, writes, flushes, discards and zeroing may all be done twice. A queue that is to
-//! stop before it has taken them all does so first: its index alone would not tell of them.
+//! stop before it has taken them all does so first: its index alone would not tell of them. A queue that starts calls its
+//! driver once in any case, since nobody may have told it of what stands in the used ring.
 //!
 //! **Segments.** A chain may have at most as many descriptors as its queue, whether it lies in an indirect table or not
 //! (virtio 1.3 §2.7.5.3.1), or its queue is broken. `seg_max` is told before a queue has a size: it fits queues of 128,

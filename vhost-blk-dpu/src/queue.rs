@@ -33,6 +33,8 @@ pub(crate) struct Queue {
     pub(crate) ring: SplitRing,
     pub(crate) kick: KickFd,
     pub(crate) call: Option<CallFd>,
+    /// It is to be called whatever the driver wants: entries may stand in the used ring that nobody told it of.
+    pub(crate) call_due: bool,
     /// What was negotiated.
     pub(crate) features: u64,
     /// Bytes that it may begin in this turn; below 0, it had more than its share.
@@ -62,6 +64,7 @@ impl Queue {
             ring,
             kick,
             call,
+            call_due: true,
             features,
             credit_bytes: 0,
             in_flight: 0,

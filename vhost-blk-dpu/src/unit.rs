@@ -202,7 +202,7 @@ impl BlkUnit {
         }
     }
 
-    /// Call the driver by another descriptor from now on.
+    /// Call the driver by another descriptor from now on, and once at once.
     ///
     /// # Errors
     /// There is no such queue, or it does not run.
@@ -210,6 +210,7 @@ impl BlkUnit {
         match self.queue_slot(index)? {
             Some(queue) => {
                 queue.call = call;
+                queue.call_due = true;
                 Ok(())
             }
             None => Err(DeviceError::QueueStopped { index }),
@@ -282,11 +283,11 @@ impl BlkUnit {
     pub fn after_sleep(&mut self) {
         for queue in self.queues.iter_mut().flatten() {
             queue.ring.disable_kicks();
-            queue.kick.drain();
         }
     }
 
-    /// What to wait for between [`BlkUnit::before_sleep`] and [`BlkUnit::after_sleep`]. Changes when a queue starts,
+    /// What to wait for between [`BlkUnit::before_sleep`] and [`BlkUnit::after_sleep`], until one of them becomes readable
+    /// *again*: kicks are left in them, so that waking costs no system call for each queue. Changes when a queue starts,
     /// stops or breaks, and when the volume is shut.
     pub fn wake_fds(&self) -> Vec<BorrowedFd<'_>> {
         let open = self
