@@ -1,7 +1,11 @@
 //! Guests behind vhost-user: a VMM's side of the session and the driver's side of the rings.
 
 use std::{
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    fs::File,
+    os::{
+        fd::AsRawFd,
+        unix::{fs::FileExt, net::UnixStream},
+    },
     time::{Duration, Instant},
 };
 
@@ -10,7 +14,7 @@ use vhost::{
     VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
     vhost_user::{
         Frontend, VhostUserFrontend,
-        message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures},
+        message::{VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVirtioFeatures},
     },
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -40,7 +44,8 @@ pub struct Guest {
     pub frontend: Frontend,
     queues: Vec<Queue>,
     posted: Vec<Added>,
-    _ram: GuestRam,
+    inflight: Option<(VhostUserInflight, File)>,
+    ram: GuestRam,
 }
 
 impl Guest {
@@ -51,41 +56,51 @@ impl Guest {
 
     /// The same, with call eventfds of these flags.
     pub fn start_with(stream: UnixStream, queue_count: usize, call_flags: i32) -> vhost::Result<Self> {
-        let mut frontend = Frontend::from_stream(stream, queue_count as u64);
-        frontend.set_owner()?;
-        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        assert_eq!(
-            frontend.get_features()? & (VIRTIO_F_VERSION_1 | protocol),
-            VIRTIO_F_VERSION_1 | protocol
-        );
-        let wanted = VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::BACKEND_REQ;
-        let offered = frontend.get_protocol_features()?;
-        frontend.set_protocol_features(offered & wanted)?;
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        // Only now, since replies to it are asked for.
-        frontend.set_features(VIRTIO_F_VERSION_1 | protocol)?;
-
         let ram = GuestRam::new(4 << 20);
-        let spec = ram.spec();
-        frontend.set_mem_table(&[VhostUserMemoryRegionInfo {
-            guest_phys_addr: spec.guest_phys_addr,
-            memory_size: spec.len,
-            userspace_addr: spec.user_addr,
-            mmap_offset: spec.mmap_offset,
-            mmap_handle: ram.file().as_raw_fd(),
-        }])?;
-        let mut queues = Vec::new();
-        for index in 0..queue_count {
-            queues.push(start_queue(&mut frontend, index, &ram, call_flags)?);
+        let (mut frontend, wants_log) = begin(stream, queue_count, &ram)?;
+        let count = u16::try_from(queue_count).expect("few");
+        let log = wants_log.then(|| VhostUserInflight::new(0, 0, count, QUEUE_SIZE));
+        let inflight = log.map(|log| frontend.get_inflight_fd(&log)).transpose()?;
+        set_inflight(&mut frontend, inflight.as_ref())?;
+        let eventfd = |flags| EventFd::new(flags).expect("an eventfd");
+        let queues = (0..queue_count).map(|_| Queue {
+            driver: Driver::new(&ram, QUEUE_SIZE, VIRTIO_F_VERSION_1),
+            kick: eventfd(EFD_NONBLOCK),
+            call: eventfd(call_flags),
+        });
+        let queues: Vec<_> = queues.collect();
+        for (index, queue) in queues.iter().enumerate() {
+            start_queue(&mut frontend, index, queue, 0)?;
         }
         Ok(Self {
             frontend,
             queues,
             posted: vec![],
-            _ram: ram,
+            inflight,
+            ram,
         })
+    }
+
+    /// Brings the device up again behind another stream, as whoever keeps a session while its device is away: the rings
+    /// and the log of what is in flight are as the former one left them.
+    pub fn resume(&mut self, stream: UnixStream) -> vhost::Result<()> {
+        let (mut frontend, _) = begin(stream, self.queues.len(), &self.ram)?;
+        set_inflight(&mut frontend, self.inflight.as_ref())?;
+        for (index, queue) in self.queues.iter().enumerate() {
+            start_queue(&mut frontend, index, queue, queue.driver.published_used())?;
+            queue.kick.write(1).expect("a kick");
+        }
+        self.frontend = frontend;
+        Ok(())
+    }
+
+    /// Requests that the log of what is in flight names, as it is now (vhost-user, "Inflight I/O tracking").
+    pub fn in_flight(&self) -> usize {
+        let (description, file) = self.inflight.as_ref().expect("a log");
+        let mut log = vec![0; usize::try_from(description.mmap_size).expect("short")];
+        file.read_exact_at(&mut log, description.mmap_offset).expect("a log");
+        let states = log[16..].chunks(16).take(usize::from(QUEUE_SIZE));
+        states.filter(|state| state[0] == 1).count()
     }
 
     /// The call eventfd of a queue, as the host holds it.
@@ -94,13 +109,44 @@ impl Guest {
     }
 }
 
-fn start_queue(frontend: &mut Frontend, index: usize, ram: &GuestRam, call_flags: i32) -> vhost::Result<Queue> {
-    let driver = Driver::new(ram, QUEUE_SIZE, VIRTIO_F_VERSION_1);
-    let config = driver.config();
-    let (kick, call) = (
-        EventFd::new(EFD_NONBLOCK).expect("an eventfd"),
-        EventFd::new(call_flags).expect("an eventfd"),
+/// Features and memory of a session. Whether the device wants a log of what is in flight.
+fn begin(stream: UnixStream, queue_count: usize, ram: &GuestRam) -> vhost::Result<(Frontend, bool)> {
+    let mut frontend = Frontend::from_stream(stream, queue_count as u64);
+    frontend.set_owner()?;
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    assert_eq!(
+        frontend.get_features()? & (VIRTIO_F_VERSION_1 | protocol),
+        VIRTIO_F_VERSION_1 | protocol
     );
+    let wanted = VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    let accepted = frontend.get_protocol_features()? & wanted;
+    frontend.set_protocol_features(accepted)?;
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    // Only now, since replies to it are asked for.
+    frontend.set_features(VIRTIO_F_VERSION_1 | protocol)?;
+    let spec = ram.spec();
+    frontend.set_mem_table(&[VhostUserMemoryRegionInfo {
+        guest_phys_addr: spec.guest_phys_addr,
+        memory_size: spec.len,
+        userspace_addr: spec.user_addr,
+        mmap_offset: spec.mmap_offset,
+        mmap_handle: ram.file().as_raw_fd(),
+    }])?;
+    Ok((frontend, accepted.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)))
+}
+
+fn set_inflight(frontend: &mut Frontend, inflight: Option<&(VhostUserInflight, File)>) -> vhost::Result<()> {
+    match inflight {
+        Some((description, file)) => frontend.set_inflight_fd(description, file.as_raw_fd()),
+        None => Ok(()),
+    }
+}
+
+fn start_queue(frontend: &mut Frontend, index: usize, queue: &Queue, base: u16) -> vhost::Result<()> {
+    let config = queue.driver.config();
     frontend.set_vring_num(index, QUEUE_SIZE)?;
     frontend.set_vring_addr(
         index,
@@ -114,11 +160,10 @@ fn start_queue(frontend: &mut Frontend, index: usize, ram: &GuestRam, call_flags
             log_addr: None,
         },
     )?;
-    frontend.set_vring_base(index, 0)?;
-    frontend.set_vring_call(index, &call)?;
-    frontend.set_vring_kick(index, &kick)?;
-    frontend.set_vring_enable(index, true)?;
-    Ok(Queue { driver, kick, call })
+    frontend.set_vring_base(index, base)?;
+    frontend.set_vring_call(index, &queue.call)?;
+    frontend.set_vring_kick(index, &queue.kick)?;
+    frontend.set_vring_enable(index, true)
 }
 
 /// A VM with a network card.
@@ -267,6 +312,17 @@ impl BlkGuest {
             .expect("descriptors are free");
         queue.kick();
         added
+    }
+
+    /// A request that was answered since this was last asked: its head and status.
+    pub fn answer(&mut self, submitted: &[Added]) -> Option<(u16, u8)> {
+        let (head, _) = self.0.queues[0].driver.used()?;
+        let of = submitted
+            .iter()
+            .find(|added| added.head == head)
+            .expect("it was submitted");
+        let (status, _) = *of.writable.last().expect("a status byte");
+        Some((head, self.0.queues[0].driver.read(status, 1)[0]))
     }
 
     /// Has a request been answered?

@@ -11,5 +11,6 @@ mod link;
 mod locked;
 mod process;
 mod resize;
+mod restart;
 mod revocation;
 mod traffic;

@@ -17,7 +17,7 @@ use crate::{
     host::{Host, hello},
 };
 
-fn config_of(card: &Card) -> PathBuf {
+pub fn config_of(card: &Card) -> PathBuf {
     let path = card.path().join("dpu.toml");
     let config = &card.config;
     let text = format!(
@@ -30,7 +30,7 @@ fn config_of(card: &Card) -> PathBuf {
     path
 }
 
-fn command(card: &Card) -> Command {
+pub fn command(card: &Card) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outboard-dpu"));
     command
         .arg("run")
@@ -41,7 +41,7 @@ fn command(card: &Card) -> Command {
 }
 
 /// Starts it and waits until it serves.
-fn start(card: &Card) -> Child {
+pub fn start(card: &Card) -> Child {
     let child = command(card)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
