@@ -212,7 +212,7 @@ impl Op {
 }
 
 /// Arguments of `blk`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Parser)]
 pub struct BlkArgs {
     /// Socket of the disk.
     #[arg(long, value_name = "PATH")]

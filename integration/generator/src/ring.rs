@@ -433,3 +433,7 @@ pub fn wait<const N: usize>(fds: [BorrowedFd<'_>; N], limit: Duration) {
     // Woken or not: what there is to do shows in the rings.
     let _woken = poll(&mut fds, Some(&limit));
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

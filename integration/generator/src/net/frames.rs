@@ -400,3 +400,7 @@ fn arp(to: [u8; 6], operation: u8, from: Station, target: ([u8; 6], Ipv4Addr)) -
     frame.resize(60, 0);
     frame
 }
+
+#[cfg(test)]
+#[path = "frames_tests.rs"]
+mod tests;

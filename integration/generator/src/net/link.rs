@@ -1,6 +1,6 @@
 //! Both ports, what is sent by each, and what was received.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     args::{NetArgs, Notify},
@@ -16,6 +16,8 @@ use crate::{
 
 /// How long stragglers may take.
 const DRAIN_LIMIT: Duration = Duration::from_millis(300);
+/// How long a device may keep a frame before anything is measured.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Frames taken at a time beside measurements.
 const BURST: u16 = 64;
 
@@ -158,16 +160,39 @@ impl Link {
     /// # Errors
     /// A device broke its ring.
     pub fn drain(&mut self) -> Result<(), Error> {
-        let mut last = std::time::Instant::now();
+        let mut last = Instant::now();
         while last.elapsed() < DRAIN_LIMIT && self.missing() > 0 {
             let got = self.receive(0)? + self.receive(1)?;
             if got > 0 {
-                last = std::time::Instant::now();
+                last = Instant::now();
             } else {
                 self.idle(Duration::from_millis(10))?;
             }
         }
         Ok(())
+    }
+
+    /// Waits until A's device gave all transmit buffers back, so that they can be written.
+    ///
+    /// # Errors
+    /// It keeps some, or broke the ring.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
+        loop {
+            let port = &mut self.ports[0];
+            let room = port.tx.room();
+            if room.map_err(|fault| port.fault(TX_QUEUE, fault))? == port.tx.ring.size() {
+                return Ok(());
+            }
+            if start.elapsed() > SETTLE_LIMIT {
+                let path = port.path().display();
+                return Err(Error::Stuck(format!(
+                    "the back-end at {path} keeps frames that it was sent: look at its log"
+                )));
+            }
+            self.receive(1)?;
+            self.idle(Duration::from_millis(1))?;
+        }
     }
 
     /// Frames sent that did not arrive (yet).

@@ -161,6 +161,7 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
     }
     find_path(&mut link, Duration::from_secs(args.common.patience))?;
     let (header, frame) = segment(&link.plans[0].frames, args.mss);
+    link.settle()?;
     link.ports[0].tx.prepare(&header, &frame);
     let mut receiver = Receiver {
         from_mac: link.plans[0].frames.from.mac,
