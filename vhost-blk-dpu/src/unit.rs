@@ -99,11 +99,7 @@ impl BlkUnit {
     }
 
     /// The config space. It changes when the volume is resized and when the driver writes it.
-    pub fn config_space(&self) -> Vec<u8> {
-        self.config_bytes().to_vec()
-    }
-
-    fn config_bytes(&self) -> [u8; CONFIG_LEN] {
+    pub fn config_space(&self) -> [u8; CONFIG_LEN] {
         config_space(ConfigFields {
             block_count: self.controller.namespace().block_count(),
             read_only: self.read_only,
@@ -117,7 +113,7 @@ impl BlkUnit {
     /// # Errors
     /// Anything else is written.
     pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
-        let now = self.config_bytes();
+        let now = self.config_space();
         let refused = || DeviceError::ConfigNotWritable {
             offset,
             len: data.len(),

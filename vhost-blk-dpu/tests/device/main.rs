@@ -3,6 +3,7 @@
 // Test patterns are made by cutting numbers down to bytes.
 #![allow(clippy::cast_possible_truncation)]
 
+mod allocations;
 mod dirty;
 mod flush_is_durable;
 mod framing;

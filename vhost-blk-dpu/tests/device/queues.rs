@@ -269,7 +269,7 @@ fn nothing_but_the_cache_mode_is_written() {
     }
     assert_eq!(many.unit.config_space(), space);
     // A front-end that writes all of it, as it was but for the mode.
-    let mut changed = space.clone();
+    let mut changed = space;
     changed[WRITEBACK_OFFSET] = 0;
     many.unit.write_config(0, &changed).expect("only the mode differs");
     assert_eq!(many.unit.config_space(), changed);
