@@ -27,7 +27,9 @@ impl Session<'_> {
             check_covers(&log, memory.end())?;
         }
         self.log = Some(log.clone());
-        self.tell_queues()?;
+        if self.logging() {
+            self.tell_queues()?;
+        }
         if std::mem::take(&mut self.unlogged)
             && let Some(memory) = &self.memory
         {

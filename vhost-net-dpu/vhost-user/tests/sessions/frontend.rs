@@ -1,7 +1,8 @@
 //! A front-end that says exactly what a test wants, byte by byte.
 
 use std::{
-    io::{IoSlice, Read, Write},
+    fs::File,
+    io::{IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -19,7 +20,11 @@ use outboard_ring::{
 use outboard_vhost_user::{SessionEnd, SessionError, serve};
 use rustix::{
     event::{EventfdFlags, eventfd},
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    fs::{MemfdFlags, memfd_create},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        recvmsg, sendmsg,
+    },
 };
 use vhost::vhost_user::message::FrontendReq;
 
@@ -107,6 +112,30 @@ impl Frontend {
     pub fn get(&self, request: FrontendReq, body: &[u8]) -> Vec<u8> {
         self.send(request, body, &[]);
         self.reply(request)
+    }
+
+    /// The same for a reply that comes with a descriptor.
+    pub fn get_fd(&self, request: FrontendReq, body: &[u8]) -> (Vec<u8>, OwnedFd) {
+        self.send(request, body, &[]);
+        let mut reply = vec![0; 12 + body.len()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut reply)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        );
+        assert_eq!(received.unwrap().bytes, reply.len());
+        let mut fds = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        let fd = fds.next().expect("a descriptor");
+        assert!(fds.next().is_none());
+        let len = u32::try_from(body.len()).unwrap();
+        assert_eq!(reply[..12], words(&[request.into(), VERSION | 4, len]));
+        (reply.split_off(12), fd)
     }
 
     /// The next reply.
@@ -200,7 +229,7 @@ impl Frontend {
     pub fn drip(&self, bytes: &[u8]) {
         for byte in bytes {
             (&self.stream).write_all(&[*byte]).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -255,6 +284,33 @@ pub fn vring_addr(index: u32, driver: &Driver) -> Vec<u8> {
         body.extend((if addr == 0 { 0 } else { addr + USER_OFFSET }).to_ne_bytes());
     }
     body
+}
+
+/// The same address with the flag by which writes to the used ring are logged at `log_addr`.
+pub fn logged_vring_addr(index: u32, driver: &Driver, log_addr: u64) -> Vec<u8> {
+    let mut body = vring_addr(index, driver);
+    body[4] = 1;
+    body[32..].copy_from_slice(&log_addr.to_ne_bytes());
+    body
+}
+
+/// Body of SET_LOG_BASE.
+pub fn log_base(len: u64, offset: u64) -> Vec<u8> {
+    [len, offset].into_iter().flat_map(u64::to_ne_bytes).collect()
+}
+
+/// Body of GET_INFLIGHT_FD and SET_INFLIGHT_FD, with the padding that C has.
+pub fn inflight(len: u64, offset: u64, queue_count: u16, queue_size: u16) -> Vec<u8> {
+    let mut body = log_base(len, offset);
+    body.extend([queue_count, queue_size, 0, 0].into_iter().flat_map(u16::to_ne_bytes));
+    body
+}
+
+/// A memfd of `len` bytes.
+pub fn memfd(len: u64) -> File {
+    let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(len).unwrap();
+    file
 }
 
 pub fn event_fd() -> OwnedFd {

@@ -20,7 +20,8 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::{
     device::{QUEUE_COUNT, QUEUE_SIZE_MAX},
     frontend::{
-        Frontend, VERSION, event_fd, mem_table, message, single_region, vring_addr, words, working, working_without,
+        Frontend, VERSION, event_fd, mem_table, memfd, message, single_region, vring_addr, words, working,
+        working_without,
     },
 };
 
@@ -31,7 +32,7 @@ const VRING_FDS: [FrontendReq; 3] = [
 ];
 
 /// Send one request to a session that works. Returns why that ended; its neighbour goes on.
-fn attack(request: FrontendReq, body: &[u8], fds: &[BorrowedFd<'_>]) -> SessionError {
+pub fn attack(request: FrontendReq, body: &[u8], fds: &[BorrowedFd<'_>]) -> SessionError {
     let (neighbour, _ram, mut driver) = working();
     let (frontend, ..) = working();
     frontend.send(request, body, fds);
@@ -39,10 +40,6 @@ fn attack(request: FrontendReq, body: &[u8], fds: &[BorrowedFd<'_>]) -> SessionE
     neighbour.round(0, &mut driver);
     neighbour.close();
     error
-}
-
-fn memfd(len: u64) -> File {
-    GuestRam::new(len).file().try_clone().unwrap()
 }
 
 fn spec(guest_phys_addr: u64, len: u64, file: File) -> RegionSpec {

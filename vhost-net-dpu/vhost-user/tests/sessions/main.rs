@@ -3,5 +3,8 @@
 mod device;
 mod frontend;
 mod hostile;
+mod hostile_regions;
 mod interop;
+mod migration;
+mod recovery;
 mod resources;
