@@ -7,7 +7,7 @@ use vhost_net_dpu::{
     FRAME_LEN_MAX, MTU_DEFAULT,
     features::FEATURES,
     frame_len_max,
-    header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
+    header::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader},
 };
 
 use crate::{
@@ -111,6 +111,91 @@ fn lengths_are_bounded_at_both_ends() {
     }
 }
 
+/// The lie is dropped, and reaches the receiver as it is without the check.
+#[track_caller]
+fn refused(rig: &mut Rig, what: &str, lie: NetHeader, frame: &[u8]) {
+    println!("{what}");
+    rig.alive(0, 1);
+    rig.send(0, lie, frame);
+    rig.expect(&[sent(1, frame.len()).dropped(DropReason::BadOffload, 1), NOTHING]);
+    {
+        let _off = Off::here(Check::OffloadFromParse);
+        rig.send(0, lie, frame);
+    }
+    rig.expect(&[sent(1, frame.len()), got(1, frame.len())]);
+    assert_eq!(
+        rig.guests[1].received(),
+        [(NetHeader { num_buffers: 1, ..lie }, frame.to_vec())],
+        "{what}"
+    );
+    rig.alive(0, 1);
+}
+
+#[test]
+fn datagrams_to_cut_that_lie_are_dropped_and_would_reach_the_receiver_otherwise() {
+    let mut rig = Rig::pair();
+    let uso = NetHeader {
+        flags: NEEDS_CSUM,
+        gso_type: GSO_UDP_L4,
+        gso_size: 500,
+        hdr_len: 42,
+        csum_start: 34,
+        csum_offset: 6,
+        ..NetHeader::default()
+    };
+    let frame = frame_of(1300);
+    let lies = [
+        ("datagrams of 0 bytes", NetHeader { gso_size: 0, ..uso }),
+        (
+            "datagrams of 65,535 bytes",
+            NetHeader {
+                gso_size: 65_535,
+                ..uso
+            },
+        ),
+        (
+            "a checksum past the end",
+            NetHeader {
+                csum_start: 1299,
+                ..uso
+            },
+        ),
+        ("a checksum over the ports", NetHeader { csum_offset: 0, ..uso }),
+        (
+            "with ECN, which UDP has not",
+            NetHeader {
+                gso_type: GSO_UDP_L4 | GSO_ECN,
+                ..uso
+            },
+        ),
+        ("without a checksum", NetHeader { flags: 0, ..uso }),
+        ("headers longer than the frame", NetHeader { hdr_len: 1301, ..uso }),
+        (
+            "TCP's segmentation",
+            NetHeader {
+                gso_type: GSO_TCPV4,
+                ..uso
+            },
+        ),
+    ];
+    for (what, lie) in lies {
+        refused(&mut rig, what, lie, &frame);
+    }
+    // UDP's own length counts: it would be cut where IP does not end.
+    for udp_len in [8, 1257, 1259] {
+        let mut lying = frame.clone();
+        lying[38..40].copy_from_slice(&u16::to_be_bytes(udp_len));
+        refused(&mut rig, "another length in UDP's header", uso, &lying);
+    }
+    let fragment = {
+        let mut frame = frame.clone();
+        frame[20] = 0x20; // more fragments; its data is a multiple of 8 but for these
+        frame[16..18].copy_from_slice(&u16::to_be_bytes(1284));
+        frame
+    };
+    refused(&mut rig, "a fragment", uso, &fragment);
+}
+
 #[test]
 fn offloads_that_lie_are_dropped_and_would_reach_the_receiver_otherwise() {
     let mut rig = Rig::pair();
@@ -167,24 +252,24 @@ fn offloads_that_lie_are_dropped_and_would_reach_the_receiver_otherwise() {
             },
         ),
         ("an unknown segmentation", NetHeader { gso_type: 77, ..tso }),
+        (
+            "UDP's segmentation",
+            NetHeader {
+                gso_type: GSO_UDP_L4,
+                ..tso
+            },
+        ),
+        (
+            "ECN and no segmentation",
+            NetHeader {
+                gso_type: GSO_ECN,
+                ..tso
+            },
+        ),
         ("segmentation without a checksum", NetHeader { flags: 0, ..tso }),
     ];
     for (what, lie) in lies {
-        println!("{what}");
-        rig.alive(0, 1);
-        rig.send(0, lie, &frame);
-        rig.expect(&[sent(1, frame.len()).dropped(DropReason::BadOffload, 1), NOTHING]);
-        {
-            let _off = Off::here(Check::OffloadFromParse);
-            rig.send(0, lie, &frame);
-        }
-        rig.expect(&[sent(1, frame.len()), got(1, frame.len())]);
-        assert_eq!(
-            rig.guests[1].received(),
-            [(NetHeader { num_buffers: 1, ..lie }, frame.clone())],
-            "{what}"
-        );
-        rig.alive(0, 1);
+        refused(&mut rig, what, lie, &frame);
     }
     let mut sctp = frame.clone();
     sctp[23] = 132;

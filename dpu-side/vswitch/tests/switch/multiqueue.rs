@@ -308,6 +308,31 @@ fn a_broken_receive_queue_loses_its_own_flows_only() {
 }
 
 #[test]
+fn a_ring_that_is_given_for_two_queues_harms_its_guest_only() {
+    let mut rig = Rig::with_pairs(&[FEATURES; 3], 2);
+    // The host sets pair 1 of guest a up over the rings of pair 0.
+    for kind in [QueueKind::Rx { pair: 1 }, QueueKind::Tx { pair: 1 }] {
+        let twin = match kind {
+            QueueKind::Rx { .. } => QueueKind::Rx { pair: 0 },
+            QueueKind::Tx { .. } => QueueKind::Tx { pair: 0 },
+        };
+        rig.switch.stop_queue("a", kind.index());
+        let queue = rig.queue_resources(0, twin);
+        rig.switch.start_queue("a", kind.index(), queue).expect("a sound ring");
+    }
+    for flow in 0..30 {
+        rig.guests[0].queue(NetHeader::default(), &frame(flow, 0, false));
+        rig.guests[1].queue(NetHeader::default(), &frame(flow, 0, true));
+    }
+    rig.guests[0].tx.publish();
+    rig.guests[1].tx.publish();
+    rig.breathe();
+    let twice = rig.guests[1].received().len();
+    assert_eq!(twice, 60, "its frames are sent twice, which it could do anyway");
+    rig.alive(1, 2);
+}
+
+#[test]
 fn a_queue_beyond_the_last_pair_is_refused() {
     let mut rig = Rig::with_pairs(&[FEATURES; 2], 16);
     for index in [QUEUE_COUNT, QUEUE_COUNT + 1, u16::MAX] {
