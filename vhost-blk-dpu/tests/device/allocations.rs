@@ -54,8 +54,14 @@ fn allocations(work: impl FnOnce()) -> usize {
     COUNT.get() - before
 }
 
-/// A header, the data of a range, and room for data, in the guest's memory.
-fn requests(many: &Many) -> Vec<(Vec<(u64, u32)>, Vec<(u64, u32)>)> {
+/// The buffers of a request: those the device reads, and those it writes.
+struct Buffers {
+    readable: Vec<(u64, u32)>,
+    writable: Vec<(u64, u32)>,
+}
+
+/// One request of each kind in the guest's memory, known or not.
+fn requests(many: &Many) -> Vec<Buffers> {
     let at = many.ram.alloc(64 << 10, 4096);
     let mut requests = Vec::new();
     for (n, kind) in [T_IN, T_OUT, T_FLUSH, T_DISCARD, T_WRITE_ZEROES, 8, 99]
@@ -76,7 +82,8 @@ fn requests(many: &Many) -> Vec<(Vec<(u64, u32)>, Vec<(u64, u32)>)> {
             8 => (vec![(place, 16)], vec![(at + 4096, 20)]),
             _ => (vec![(place, 16)], vec![]),
         };
-        requests.push((readable, [writable, vec![(at + 9000, 1)]].concat()));
+        let writable = [writable, vec![(at + 9000, 1)]].concat();
+        requests.push(Buffers { readable, writable });
     }
     requests
 }
@@ -87,8 +94,8 @@ fn allocated(many: &mut Many, rounds: usize) -> usize {
     let mut allocated = 0;
     for _ in 0..rounds {
         for driver in &mut many.drivers {
-            for (readable, writable) in &requests {
-                driver.add(readable, writable).expect("there is room");
+            for request in &requests {
+                driver.add(&request.readable, &request.writable).expect("there is room");
             }
             driver.publish();
         }

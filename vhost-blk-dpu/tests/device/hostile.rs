@@ -42,7 +42,7 @@ fn guest_before_a_secret() -> (Guest, tempfile::NamedTempFile) {
 }
 
 #[test]
-fn requests_beyond_the_end_are_refused() {
+fn h52_requests_beyond_the_end_are_refused() {
     let (mut guest, file) = guest_before_a_secret();
     still_serves(&mut guest);
     // Across the end, at the end, wrapping in sectors, in bytes, and by one.
@@ -88,7 +88,7 @@ fn control_without_the_range_check_a_guest_reads_what_lies_behind_its_volume() {
 }
 
 #[test]
-fn lengths_that_are_not_whole_sectors_or_do_not_fit_the_type_are_refused() {
+fn h52_h33_lengths_that_are_not_whole_sectors_or_do_not_fit_the_type_are_refused() {
     let mut guest = memory_guest(false);
     still_serves(&mut guest);
     let bad: [(u32, &[u8], u32); 12] = [
@@ -129,7 +129,7 @@ fn lengths_that_are_not_whole_sectors_or_do_not_fit_the_type_are_refused() {
 }
 
 #[test]
-fn types_that_were_not_negotiated_are_unsupported() {
+fn h53_types_that_were_not_negotiated_are_unsupported() {
     let backend = Box::new(MemoryBackend::new(64 * KIB, false));
     let mut guest = Guest::new(config(64 * KIB), backend, DEFAULT_FEATURES & !(1 << 13 | 1 << 14));
     // SCSI in both of its forms, discard, write-zeroes, secure erase, a zone append, anything.
@@ -147,7 +147,7 @@ fn types_that_were_not_negotiated_are_unsupported() {
 }
 
 #[test]
-fn a_read_only_volume_is_not_written_whatever_the_driver_negotiated() {
+fn h53_a_read_only_volume_is_not_written_whatever_the_driver_negotiated() {
     let mut guest = memory_guest(true);
     still_serves(&mut guest);
     assert_eq!(guest.run(T_OUT, 0, &[9; 512], 0).0, S_IOERR);
@@ -166,7 +166,7 @@ fn control_without_the_check_a_read_only_volume_is_written() {
 /// A guest that writes the header of another format to its volume could otherwise have the host's files opened for it
 /// as backing files, when its volume is next opened.
 #[test]
-fn a_volume_that_begins_like_another_format_stays_raw() {
+fn h54_a_volume_that_begins_like_another_format_stays_raw() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     file.as_file().set_len(64 * KIB).expect("its size");
     let open = || Box::new(open_file(file.path(), 64 * KIB, false).expect("it opens"));
@@ -287,7 +287,7 @@ proptest! {
 
     /// Whatever a request is made of, it is answered once and nothing outside its buffers changes.
     #[test]
-    fn arbitrary_requests_are_answered_once(
+    fn h30_h33_arbitrary_requests_are_answered_once(
         requests in proptest::collection::vec(
             (
                 proptest::collection::vec(any::<u8>(), 0..24),

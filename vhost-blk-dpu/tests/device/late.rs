@@ -45,7 +45,7 @@ fn is_as_the_guest_left_it(guest: &Guest, start: u64) -> bool {
 
 /// A queue with a thousand requests in flight says that it stopped only when the last of them can write no more.
 #[test]
-fn a_queue_that_stopped_writes_nothing_late() {
+fn h29_a_queue_that_stopped_writes_nothing_late() {
     let (backend, gate) = gated(1024);
     let (mut guest, start) = guest_with_a_thousand_reads(backend);
     while guest.unit.in_flight() < READS as usize {
@@ -85,7 +85,7 @@ fn control_a_queue_that_does_not_wait_for_its_requests_writes_late() {
 
 /// The same with the kernel writing to guest memory.
 #[test]
-fn reads_of_a_file_are_not_late_either() {
+fn h29_reads_of_a_file_are_not_late_either() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), vec![7; MIB as usize]).expect("it is written");
     for breaths in [1, 2, 5] {
@@ -127,7 +127,7 @@ fn reads_of_a_file_are_not_late_either() {
 
 /// What the device says that it wrote, it wrote, and with nothing but the volume's own bytes.
 #[test]
-fn a_read_that_fails_claims_nothing_and_leaks_nothing() {
+fn h30_a_read_that_fails_claims_nothing_and_leaks_nothing() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), vec![b'v'; 64 << 10]).expect("it is written");
     let backend = open_file(file.path(), 64 << 10, false).expect("it opens");
@@ -148,7 +148,7 @@ fn a_read_that_fails_claims_nothing_and_leaks_nothing() {
 
 /// Room for more than is read stays as it is: a chain says how long a request is, and nothing else does.
 #[test]
-fn a_request_is_as_long_as_its_descriptors() {
+fn h33_a_request_is_as_long_as_its_descriptors() {
     let mut guest = Guest::new(config(MIB), Box::new(MemoryBackend::new(MIB, false)), DEFAULT_FEATURES);
     assert_eq!(guest.run(T_OUT, 0, &[7; 1536], 0).0, S_OK);
     for (len, whole) in [(512, true), (1024, true), (1025, false), (1535, false), (1, false)] {

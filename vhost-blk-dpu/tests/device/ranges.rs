@@ -167,7 +167,7 @@ fn bad_ranges() -> Vec<(u32, [u8; 16], u8)> {
 }
 
 #[test]
-fn a_request_with_one_bad_range_changes_nothing() {
+fn h52_a_request_with_one_bad_range_changes_nothing() {
     let mut guest = memory_guest(false);
     fill(&mut guest, 0..1, 7);
     let bad = bad_ranges();
@@ -192,7 +192,7 @@ fn a_request_with_one_bad_range_changes_nothing() {
 }
 
 #[test]
-fn the_number_of_ranges_is_checked() {
+fn h33_the_number_of_ranges_is_checked() {
     let mut guest = memory_guest(false);
     for kind in [T_DISCARD, T_WRITE_ZEROES] {
         assert_eq!(run(&mut guest, kind, &[range(0, 1, 0); 16]), S_OK);
@@ -232,7 +232,7 @@ fn control_without_the_range_check_what_lies_behind_the_volume_is_zeroed() {
 
 /// A read-only volume offers neither, and a driver that uses them all the same, as if it had negotiated them, is refused.
 #[test]
-fn a_read_only_volume_is_neither_discarded_nor_zeroed() {
+fn h53_a_read_only_volume_is_neither_discarded_nor_zeroed() {
     for features in [DEFAULT_FEATURES, DEFAULT_FEATURES & !(1 << 13 | 1 << 14)] {
         let config = BlkConfig {
             read_only: true,
