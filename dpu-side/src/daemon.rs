@@ -5,13 +5,10 @@ use std::{
     path::Path,
     sync::{Arc, mpsc::SyncSender},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use jiff::Timestamp;
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use outboard_engine::{WorkerConfig, WorkerHandle};
 use outboard_protocol::card_side::{CardCore, CardRecord};
 use tokio::{runtime::Runtime, sync::watch};
@@ -30,6 +27,7 @@ use crate::{
     opener::Opener,
     sessions::Sessions,
     state_file::{Damage, Loaded, StateFile},
+    state_lock::{IfHeld, StateLock},
     telemetry,
 };
 
@@ -41,13 +39,15 @@ pub struct Daemon {
     enforcement: SyncSender<Message>,
     thread: JoinHandle<()>,
     ended: watch::Receiver<Option<String>>,
-    _lock: Flock<std::fs::File>,
+    _lock: StateLock,
 }
 
 impl Daemon {
-    /// Starts with what the last process left, whether the broker is there or not.
-    pub fn start(config: &Config) -> Result<Self, Failure> {
-        let lock = lock(&config.state_dir)?;
+    /// Starts with what the last process left, whether the broker is there or not. `if_held` says what to do about a
+    /// daemon that still runs.
+    pub fn start(config: &Config, if_held: IfHeld) -> Result<Self, Failure> {
+        let lock = StateLock::take(&config.state_dir, if_held)?;
+        let begin = Instant::now();
         let identity = Identity::load(&config.state_dir)?;
         check_identity(config, &identity)?;
         let (state_file, record) = load_state(&config.state_dir)?;
@@ -109,9 +109,10 @@ impl Daemon {
         runtime.spawn(channel.run());
         runtime.spawn(telemetry::run(worker.clone(), outbox));
         tracing::info!(
-            "card '{}' serves its host at {}",
+            "card '{}' serves its host at {}, {} ms after its start",
             identity.card,
-            config.link_socket.display()
+            config.link_socket.display(),
+            begin.elapsed().as_millis()
         );
         Ok(Self {
             runtime,
@@ -145,40 +146,15 @@ impl Daemon {
 
     /// Closes the link, ends all sessions, waits for what is in flight and ends.
     pub fn stop(self) {
+        let begin = Instant::now();
         self.link.stop();
         // If the enforcement has ended, there is nothing to stop.
         let _ = self.enforcement.send(Message::Stop);
         let _ = self.thread.join();
         self.worker.stop();
         self.runtime.shutdown_background();
-        tracing::info!("stopped");
+        tracing::info!("stopped within {} ms", begin.elapsed().as_millis());
     }
-}
-
-/// One daemon per state directory: two would overwrite each other's records.
-pub(crate) fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, Failure> {
-    let path = state_dir.join("lock");
-    std::fs::create_dir_all(state_dir).map_err(|e| {
-        Failure::io(
-            "make the directory",
-            state_dir,
-            &e,
-            "check its parent's owner, or state_dir",
-        )
-    })?;
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path);
-    let file = file.map_err(|e| Failure::io("open", &path, &e, "check the directory's owner"))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-        Errno::EWOULDBLOCK => Failure::new(
-            format!("another outboard-dpu uses the state directory {}", state_dir.display()),
-            "stop it, or give this one another state_dir",
-        ),
-        e => Failure::io("lock", &path, &e.into(), "use a local file system for state_dir"),
-    })
 }
 
 fn check_identity(config: &Config, identity: &Identity) -> Result<(), Failure> {

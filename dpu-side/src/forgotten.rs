@@ -4,9 +4,9 @@ use outboard_protocol::{card_side::CardRecord, codec::encode, id::BootEpoch};
 
 use crate::{
     config::Config,
-    daemon::lock,
     error::Failure,
     state_file::{Loaded, StateFile},
+    state_lock::{IfHeld, StateLock},
 };
 
 /// Forgets the highest boot epoch that the card's host has said, so that the next one is taken whatever it is. Bindings,
@@ -14,7 +14,7 @@ use crate::{
 ///
 /// The daemon must not run: its state is changed.
 pub fn forget_host_epoch(config: &Config) -> Result<Option<BootEpoch>, Failure> {
-    let _lock = lock(&config.state_dir)?;
+    let _lock = StateLock::take(&config.state_dir, IfHeld::Fail)?;
     let failed = |verb: &str, e: &std::io::Error| {
         Failure::io(
             verb,

@@ -34,6 +34,7 @@ pub mod opener;
 mod pace;
 pub mod sessions;
 pub mod state_file;
+pub mod state_lock;
 pub mod telemetry;
 pub mod tls;
 pub mod volume_totals;

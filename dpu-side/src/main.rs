@@ -4,7 +4,9 @@
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use dpu_side::{config::Config, daemon::Daemon, enrolment, error::Failure, forgotten, log_writer::LogWriter};
+use dpu_side::{
+    config::Config, daemon::Daemon, enrolment, error::Failure, forgotten, log_writer::LogWriter, state_lock::IfHeld,
+};
 use tracing_subscriber::EnvFilter;
 
 /// The DPU's daemon: enforces what the broker wants, serves the host's link and runs the datapath.
@@ -46,10 +48,22 @@ enum Command {
         config: PathBuf,
     },
     /// Serve until SIGTERM or SIGINT.
+    #[command(after_help = "\
+To upgrade, start the new program while the old one serves:
+
+  outboard-dpu run --config dpu.toml --take-over
+
+It asks the old one to stop, which ends when nothing of its guests is in flight, and goes on at once
+from what that left. No VM notices but for a pause of some 10 ms: the shim keeps their sessions. Under
+a supervisor, replace the program's file and restart the service, which does the same with a longer
+pause. A DPU that was killed is started again in the same way, and nothing else is to be done.")]
     Run {
         /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// If another outboard-dpu serves with this state directory, ask it to stop and go on in its place.
+        #[arg(long)]
+        take_over: bool,
     },
 }
 
@@ -58,7 +72,7 @@ fn main() -> ExitCode {
     let done = log_to_stderr(&cli).and_then(|log| {
         let done = match cli.command {
             Command::Enrol { config, token } => enrol(&config, token),
-            Command::Run { config } => run(&config),
+            Command::Run { config, take_over } => run(&config, take_over),
             Command::ForgetHostEpoch { config } => forget_host_epoch(&config),
         };
         log.flush_all();
@@ -123,12 +137,18 @@ fn forget_host_epoch(config: &std::path::Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn run(config: &std::path::Path) -> Result<(), Failure> {
+fn run(config: &std::path::Path, take_over: bool) -> Result<(), Failure> {
     let config = Config::load(config)?;
     if outboard_controls::SWITCHABLE {
         tracing::warn!("this is a test build, in which checks can be turned off: never serve anybody's VMs with it");
     }
-    let daemon = Daemon::start(&config)?;
+    // One that was killed a moment ago may not be gone yet.
+    let if_held = if take_over {
+        IfHeld::TakeOver
+    } else {
+        IfHeld::WaitForDeath
+    };
+    let daemon = Daemon::start(&config, if_held)?;
     let end = daemon.wait();
     daemon.stop();
     end

@@ -22,7 +22,7 @@ use std::{collections::VecDeque, fs::File, io, os::fd::BorrowedFd};
 
 use means::Abilities;
 use nix::{errno::Errno, fcntl::Flock};
-pub use open::{Holder, OpenError, open_file};
+pub use open::{Holder, OpenError, holder_of, open_file};
 use syncs::Syncs;
 use uring::{Event, Slot, Uring};
 

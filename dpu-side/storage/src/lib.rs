@@ -30,5 +30,5 @@ pub mod recording;
 
 pub use backend::{Backend, Busy, Completion, Geometry, IoError, Op, RANGE_LEN_MAX, Request, ResizeError, SECTOR_LEN};
 pub use buffer::{Buffer, BufferError, SEGMENT_COUNT_MAX};
-pub use file::{FileBackend, Holder, OpenError, open_file};
+pub use file::{FileBackend, Holder, OpenError, holder_of, open_file};
 pub use instant::{MemoryBackend, NullBackend};

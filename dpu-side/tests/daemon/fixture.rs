@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dpu_side::{clock, config::Config, daemon::Daemon, identity::Identity, state_file::StateFile};
+use dpu_side::{clock, config::Config, daemon::Daemon, identity::Identity, state_file::StateFile, state_lock::IfHeld};
 use outboard_protocol::{
     card_side::{CardCore, Effect, Input},
     desired::{DesiredState, Grant, Port, Volume, VolumeBackend},
@@ -156,7 +156,7 @@ impl Card {
     }
 
     pub fn start(&self) -> Daemon {
-        Daemon::start(&self.config).expect("the daemon starts")
+        Daemon::start(&self.config, IfHeld::Fail).expect("the daemon starts")
     }
 
     /// A connection of the host, greeted.

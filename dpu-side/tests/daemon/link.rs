@@ -380,7 +380,9 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let daemon = first.start();
     let mut second = card();
     second.config.link_socket = first.config.link_socket.clone();
-    let error = dpu_side::daemon::Daemon::start(&second.config).err().expect("refused");
+    let error = dpu_side::daemon::Daemon::start(&second.config, dpu_side::state_lock::IfHeld::Fail)
+        .err()
+        .expect("refused");
     assert!(
         error.to_string().contains("in use: another outboard-dpu listens there"),
         "{error}"
@@ -404,7 +406,9 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     daemon.stop();
 
     std::fs::write(&second.config.link_socket, b"a file of somebody's").unwrap();
-    let error = dpu_side::daemon::Daemon::start(&second.config).err().expect("refused");
+    let error = dpu_side::daemon::Daemon::start(&second.config, dpu_side::state_lock::IfHeld::Fail)
+        .err()
+        .expect("refused");
     assert!(error.to_string().contains("no socket"), "{error}");
     assert_eq!(
         std::fs::read(&second.config.link_socket).unwrap(),

@@ -185,3 +185,85 @@ fn killed_under_load_it_comes_back_under_its_guests() {
     assert!(slowest < GAP_MAX, "{slowest:?}");
     end(&mut child, Signal::SIGTERM);
 }
+
+/// Starts the program in place of the one that runs.
+fn take_over(card: &Card) -> Child {
+    let mut command = command(card);
+    command.arg("--take-over").stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn stopped_and_replaced_under_load_it_loses_no_request() {
+    let card = holding_a_disk();
+    let mut child = start(&card);
+    let mut guests = Guests::start(&card);
+    guests.talk();
+    let mut slowest = Duration::ZERO;
+    for round in 1..=rounds(5) {
+        let submitted = guests.disk.submit_all(&[round; 1024]);
+        let begin = Instant::now();
+        let mut next = take_over(&card);
+        assert!(child.wait().unwrap().success(), "the old one ends by itself");
+        guests.resume(&card);
+        guests.talk();
+        slowest = slowest.max(begin.elapsed());
+        assert!(next.try_wait().unwrap().is_none(), "the new one serves");
+        child = next;
+        guests.disk.finish(&submitted);
+        assert_eq!(guests.disk.request(BLK_T_IN, 0, &[], 512), (0, vec![round; 512]));
+    }
+    eprintln!("the new program served {slowest:?} at most after it was started");
+    assert!(slowest < GAP_MAX, "{slowest:?}");
+    end(&mut child, Signal::SIGTERM);
+}
+
+#[test]
+fn asked_to_stop_it_finishes_what_is_in_flight_and_is_quick() {
+    let card = holding_a_disk();
+    let mut child = start(&card);
+    let mut guests = Guests::start(&card);
+    guests.talk();
+    let submitted = guests.disk.submit_all(&[1; 1024]);
+    let begin = Instant::now();
+    end(&mut child, Signal::SIGTERM);
+    let taken = begin.elapsed();
+    assert!(taken < GAP_MAX, "{taken:?}");
+    assert_eq!(guests.disk.0.in_flight(), 0, "what was taken was finished");
+    assert!(!card.config.link_socket.exists());
+    let mut child = spawn(&card);
+    guests.resume(&card);
+    guests.disk.finish(&submitted);
+    guests.talk();
+    let begin = Instant::now();
+    end(&mut child, Signal::SIGTERM);
+    eprintln!("stopped within {taken:?}, and {:?} when idle", begin.elapsed());
+}
+
+#[test]
+fn one_that_hangs_keeps_all_to_itself_until_it_is_killed() {
+    let card = holding_a_disk();
+    let mut child = start(&card);
+    let mut guests = Guests::start(&card);
+    let process = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(process, Signal::SIGSTOP).unwrap();
+    let second = command(&card).output().unwrap();
+    let told = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success());
+    assert!(
+        told.contains(&format!("process {process}")) && told.contains(&format!("kill -9 {process}")),
+        "{told}"
+    );
+    // It wakes up and nobody was there meanwhile.
+    kill(process, Signal::SIGCONT).unwrap();
+    guests.talk();
+    assert_eq!(guests.disk.request(BLK_T_OUT, 0, &[1; 512], 0).0, 0);
+
+    kill(process, Signal::SIGSTOP).unwrap();
+    end(&mut child, Signal::SIGKILL);
+    let mut child = spawn(&card);
+    guests.resume(&card);
+    guests.talk();
+    assert_eq!(guests.disk.request(BLK_T_IN, 0, &[], 512), (0, vec![1; 512]));
+    end(&mut child, Signal::SIGTERM);
+}

@@ -184,7 +184,9 @@ fn a_damaged_state_grants_nothing_and_is_kept() {
 fn a_second_daemon_on_the_same_state_is_refused() {
     let card = Card::holding(two_ports());
     let daemon = card.start();
-    let refused = dpu_side::daemon::Daemon::start(&card.config).err().expect("refused");
+    let refused = dpu_side::daemon::Daemon::start(&card.config, dpu_side::state_lock::IfHeld::Fail)
+        .err()
+        .expect("refused");
     assert!(refused.to_string().contains("another outboard-dpu"), "{refused}");
     daemon.stop();
     card.start().stop();

@@ -209,7 +209,7 @@ fn lock(path: &Path, file: File, read_only: bool) -> Result<Flock<File>, OpenErr
 }
 
 /// Who has `file` locked, as far as the kernel tells us.
-fn holder_of(file: &File) -> Holder {
+pub fn holder_of(file: &File) -> Holder {
     let (Ok(metadata), Ok(locks)) = (file.metadata(), fs::read_to_string("/proc/locks")) else {
         return Holder::Unknown;
     };
