@@ -16,6 +16,7 @@ use crate::{
     features::{IN_ORDER, INDIRECT_DESC, NET_MRG_RXBUF, VERSION_1},
     meter::{self, percent, real},
     net::{self, frames::Frames, link::Link, outcome::Outcome, port::Port, stream},
+    raw::LINE_LEN,
     ring::DeviceSide,
 };
 
@@ -117,6 +118,10 @@ fn transfer(from: &mut DeviceSide, to: &mut DeviceSide) -> u16 {
     let count = from.waiting().min(to.waiting()).min(BURST);
     if count == 0 {
         return 0;
+    }
+    for n in 0..count {
+        let (_, at, len) = from.buffer(n);
+        from.memory().prefetch(at + len.min(LINE_LEN));
     }
     for n in 0..count {
         let (head, at, len) = from.buffer(n);

@@ -131,6 +131,15 @@ impl Memory {
         }
     }
 
+    /// Fetches the cache line of an offset that will be read soon.
+    #[inline]
+    pub fn prefetch(&self, at: usize) {
+        if at < self.len {
+            // SAFETY: inside of the mapping.
+            prefetch(unsafe { self.start.add(at) });
+        }
+    }
+
     /// Copies `len` bytes from `at` to `to_at` of another memory. Quick if both are at the same place of a word.
     ///
     /// # Panics
@@ -261,15 +270,38 @@ impl<T: Shared> Cells<T> {
     /// Fetches the cache line of a cell that will be read soon.
     #[inline(always)]
     pub fn prefetch(&self, index: usize) {
+        // SAFETY: `new` checked all cells up to the mask.
+        prefetch(unsafe { self.first.add((index & self.mask) * self.stride) });
+    }
+}
+
+impl<T: Shared> Cells<T> {
+    /// Fetches the cache line of a cell that will be written soon, for this core alone: the store, and those after it,
+    /// then need not wait for the other core to give it up.
+    #[inline(always)]
+    pub fn claim(&self, index: usize) {
+        // SAFETY: `new` checked all cells up to the mask.
+        let at = unsafe { self.first.add((index & self.mask) * self.stride) };
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint, for an address that is mapped.
+        // SAFETY: a hint, which never faults; processors without it do nothing.
         unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.first.add((index & self.mask) * self.stride).as_ptr().cast());
+            std::arch::asm!("prefetchw [{}]", in(reg) at.as_ptr(), options(nostack, preserves_flags, readonly));
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _no_hint = index;
+        prefetch(at);
     }
+}
+
+#[inline(always)]
+fn prefetch(at: NonNull<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _no_hint = at;
 }
 
 #[cfg(test)]

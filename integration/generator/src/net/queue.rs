@@ -186,6 +186,10 @@ impl Tx {
             }
         }
         self.ring.publish(count);
+        // Those that come next; the device is done with them, or holds them for long.
+        for n in 0..count {
+            self.words.claim(usize::from(self.head(n)));
+        }
         self.ring.notify(count);
     }
 
