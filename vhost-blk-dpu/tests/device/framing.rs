@@ -1,7 +1,7 @@
 //! How a request is spread over descriptors means nothing (virtio 1.3 §2.7.4.1).
 
-use outboard_storage::{MemoryBackend, open_file};
-use vhost_blk_dpu::DEFAULT_FEATURES;
+use outboard_storage::{Backend, MemoryBackend, open_file};
+use vhost_blk_dpu::{DEFAULT_FEATURES, SEG_MAX, SIZE_MAX};
 
 use crate::guest::{Guest, S_OK, T_IN, T_OUT, config, header};
 
@@ -54,13 +54,14 @@ fn header_data_and_status_may_be_cut_anywhere() {
     }
 }
 
-/// A request longer than one command may transfer is carried out in parts, in one answer.
+/// A request longer than one command may transfer is carried out in parts, in one answer. Its one segment is longer than
+/// `size_max`, too.
 #[test]
 fn a_request_longer_than_a_command_is_split() {
-    const LEN: u32 = (5 << 19) + 512;
+    const LEN: u32 = SIZE_MAX + (1 << 19) + 512;
     let mut guest = Guest::new(
-        config(4 * MIB),
-        Box::new(MemoryBackend::new(4 * MIB, false)),
+        config(8 * MIB),
+        Box::new(MemoryBackend::new(8 * MIB, false)),
         DEFAULT_FEATURES,
     );
     let (head_addr, data_addr) = (guest.ram.alloc(17, 16), guest.ram.alloc(u64::from(LEN), 512));
@@ -90,4 +91,45 @@ fn a_request_longer_than_a_command_is_split() {
         (counters.read_bytes, counters.written_bytes),
         (u64::from(LEN), u64::from(LEN))
     );
+}
+
+/// As many segments as the largest queue has descriptors, many more than `seg_max`, in a file and in memory.
+#[test]
+fn a_request_of_a_thousand_segments_is_served() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(MIB).expect("its size");
+    let backends: [Box<dyn Backend>; 2] = [
+        Box::new(open_file(file.path(), MIB, false).expect("it opens")),
+        Box::new(MemoryBackend::new(MIB, false)),
+    ];
+    for backend in backends {
+        let mut guest = Guest::with_queue(config(MIB), backend, DEFAULT_FEATURES, 1024);
+        // With header and status 1024 descriptors.
+        let pieces = cut(guest.ram.alloc(1022 * 512, 1), 1022 * 512, 512);
+        assert!(pieces.len() > SEG_MAX as usize);
+        let at = guest.ram.alloc(32, 1);
+        let data: Vec<u8> = (0..1022 * 512u32).map(|n| (n / 512) as u8 ^ n as u8).collect();
+        for (kind, expected_len) in [(T_OUT, 1), (T_IN, 1022 * 512 + 1)] {
+            if kind == T_OUT {
+                guest.driver.write(pieces[0].0, &data);
+            } else {
+                guest.driver.write(pieces[0].0, &vec![0; data.len()]);
+            }
+            guest.driver.write(at, &header(kind, 3));
+            let (header, status) = ((at, 16), (at + 16, 1));
+            // From the last piece to the first, so that they are not one buffer by chance.
+            let backwards: Vec<_> = pieces.iter().rev().copied().collect();
+            if kind == T_OUT {
+                let readable = [&[header], &backwards[..]].concat();
+                guest.driver.add(&readable, &[status]).expect("there is room");
+            } else {
+                let writable = [&backwards[..], &[status]].concat();
+                guest.driver.add_indirect(&[header], &writable).expect("there is room");
+            }
+            guest.driver.publish();
+            assert_eq!(guest.wait_used().1, expected_len);
+            assert_eq!(guest.driver.read(at + 16, 1), [S_OK]);
+        }
+        assert!(guest.driver.read(pieces[0].0, data.len()) == data);
+    }
 }
