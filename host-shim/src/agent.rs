@@ -3,11 +3,16 @@
 //! No I/O and no clock: [`Agent::handle`] takes an input and `now` and returns what to do; [`Agent::next_deadline`]
 //! says when to call it with [`Input::Tick`] at the latest.
 //!
-//! A VMM's socket stands open only while its device can be served. QEMU reads the answer to its first request on its
-//! main loop: a VMM that connects while the DPU is away would not wait, it would freeze.
+//! A VMM's socket stands open while its device can be served: as long as the DPU is there, and once the DPU has said
+//! what it offers, also while it is away, since the session then answers from what it remembers. Before that it is shut:
+//! QEMU reads the answer to its first request on its main loop, and a VMM that nobody can answer would not wait, it
+//! would freeze.
 
 pub mod backoff;
+mod binding;
 mod device;
+mod sessions;
+mod text;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -17,22 +22,29 @@ use std::{
 use outboard_protocol::{
     id::{BootEpoch, Generation, Incarnation, Name, ObjectRef, OperationId},
     link::{Reply, Request},
-    refusal::{Code, Refusal},
 };
 use outboard_shim_api::{DeviceView, LinkView, Problem, Release};
 
 pub use self::device::{Binding, DeviceSettings};
-use self::device::{Device, Phase, Vmm};
+use self::device::{Device, Phase};
 
 /// First delay before a redeem is repeated.
 pub const REDEEM_RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest delay before a redeem is repeated.
 pub const REDEEM_RETRY_LONGEST: Duration = Duration::from_secs(3);
-/// How long a connected VMM is kept waiting for the DPU before it is sent away.
+/// How long a connected VMM is kept waiting for a DPU's first offer before it is sent away.
 pub const VMM_HOLD_MAX: Duration = Duration::from_secs(1);
 /// Delay before a session is asked for again where the DPU is still ending the one before.
 pub const BUSY_RETRY: Duration = Duration::from_millis(20);
-/// How long sockets stay open after the link was lost.
+/// First delay before a session that the DPU ended is asked for again. A notice of revocation overtakes it.
+pub const SESSION_RETRY_FIRST: Duration = Duration::from_millis(5);
+/// Longest delay before a session is asked for again.
+pub const SESSION_RETRY_LONGEST: Duration = Duration::from_secs(1);
+/// A session that lasted this long begins with the first delay again.
+pub const SESSION_STEADY_AFTER: Duration = Duration::from_secs(5);
+/// How long a session may be without a DPU before that is called a problem.
+pub const AWAY_QUIETLY_MAX: Duration = Duration::from_secs(1);
+/// How long the sockets of devices that no DPU has served yet stay open after the link was lost.
 pub const LINK_GRACE: Duration = Duration::from_secs(1);
 /// Most devices of one shim.
 pub const DEVICES_MAX: usize = 1024;
@@ -50,8 +62,6 @@ pub struct Ticket(pub u64);
 pub enum VmmEnd {
     /// The VMM closed it, or the agent had it closed.
     Closed,
-    /// The DPU closed its stream.
-    DpuClosed,
     /// A fault; say so.
     Fault(Problem),
 }
@@ -69,7 +79,12 @@ pub enum Input {
         dpu_epoch: BootEpoch,
     },
     /// The link is down, or could not be made.
-    LinkDown(Problem),
+    LinkDown {
+        /// Why.
+        problem: Problem,
+        /// The DPU is there and does not answer: its sessions are to be ended.
+        hung: bool,
+    },
     /// The DPU answered.
     Answer(Ticket, Reply),
     /// The DPU took a binding back.
@@ -78,6 +93,16 @@ pub enum Input {
     VmmConnected(ObjectRef, Connection),
     /// A VMM's connection is over.
     VmmGone(ObjectRef, Connection, VmmEnd),
+    /// A DPU has told a session what it offers: from now on VMMs can be answered without one.
+    Offered(ObjectRef, Connection),
+    /// The DPU has been told all that a session remembers; true if it replaces another one.
+    Ready(ObjectRef, Connection, bool),
+    /// A session has no DPU any more, and so many requests are in flight, if that can be told.
+    DpuLost(ObjectRef, Connection, Option<u32>),
+    /// A session's stream to the DPU has ended, for this reason if it was the session that ended it.
+    StreamEnded(ObjectRef, Connection, Ticket, Option<Problem>),
+    /// The VMM waits for requests in flight, or no more.
+    Held(ObjectRef, Connection, bool),
     /// The guest memory of a VMM was accepted: it is a good session.
     MemoryAccepted(ObjectRef, Connection),
     /// A session has a problem that does not end it.
@@ -95,8 +120,10 @@ pub enum Action {
     Send(Ticket, Request),
     /// Ask the DPU for a session for this connection; the request wants a stream.
     Connect(Ticket, Request, ObjectRef, Connection),
-    /// The DPU serves the stream: carry the session.
-    Serve(ObjectRef, Connection),
+    /// The DPU serves the stream that this request brought along: give it to the session.
+    Serve(ObjectRef, Connection, Ticket),
+    /// The DPU is hung: end the session's stream to it.
+    DropDpu(ObjectRef, Connection),
     /// Let VMMs come.
     OpenSocket(ObjectRef),
     /// Let no more VMMs come; a session goes on.
@@ -234,6 +261,7 @@ impl Agent {
         device.settings = None;
         device.leaving = true;
         device.problem = None;
+        device.known = false;
         Self::close_vmm(device, object, &mut self.actions);
         self.actions.push(Action::Remove(object.clone()));
         device.socket_open = false;
@@ -262,16 +290,16 @@ impl Agent {
     }
 
     /// The devices as they stand.
-    pub fn views(&self) -> Vec<DeviceView> {
+    pub fn views(&self, now: Instant) -> Vec<DeviceView> {
         self.devices
             .iter()
-            .filter_map(|(object, device)| device.view(object))
+            .filter_map(|(object, device)| device.view(object, now))
             .collect()
     }
 
     /// One device as it stands.
-    pub fn view(&self, object: &ObjectRef) -> Option<DeviceView> {
-        self.devices.get(object)?.view(object)
+    pub fn view(&self, object: &ObjectRef, now: Instant) -> Option<DeviceView> {
+        self.devices.get(object)?.view(object, now)
     }
 
     /// The link as it stands.
@@ -304,7 +332,9 @@ impl Agent {
     pub fn next_deadline(&self) -> Option<Instant> {
         let up = matches!(self.link, Link::Up { .. });
         let close_at = match self.link {
-            Link::Down { since, .. } if self.devices.values().any(|d| d.socket_open) => Some(since + LINK_GRACE),
+            Link::Down { since, .. } if self.devices.values().any(Device::closes_without_link) => {
+                Some(since + LINK_GRACE)
+            }
             _ => None,
         };
         self.devices
@@ -325,14 +355,14 @@ impl Agent {
                     device.phase = Phase::Idle { retry_at: now };
                 }
             }
-            Input::LinkDown(problem) => self.link_down(problem, now),
+            Input::LinkDown { problem, hung } => self.link_down(problem, hung, now),
             Input::Answer(ticket, reply) => {
                 if let Some(object) = self.tickets.remove(&ticket) {
                     self.answer(&object, ticket, reply, now);
                 }
             }
             Input::Revoked(object, generation) => self.revoked(&object, generation, now),
-            input => self.socket_input(input, now),
+            input => self.session_input(input, now),
         }
         self.advance(now);
         self.take_actions()
@@ -342,281 +372,29 @@ impl Agent {
         std::mem::take(&mut self.actions)
     }
 
-    fn link_down(&mut self, problem: Problem, now: Instant) {
+    fn link_down(&mut self, problem: Problem, hung: bool, now: Instant) {
         let since = match self.link {
             Link::Up { .. } => now,
             Link::Down { since, .. } => since,
         };
         self.link = Link::Down { problem, since };
         self.tickets.clear();
-        for device in self.devices.values_mut() {
+        for (object, device) in &mut self.devices {
             device.phase = Phase::Idle { retry_at: now };
-            if let Vmm::Opening { connection, until, .. } = device.vmm {
-                device.vmm = Vmm::Waiting {
-                    connection,
-                    until,
-                    retry_at: now,
-                };
-            }
-        }
-    }
-
-    fn revoked(&mut self, object: &ObjectRef, generation: Generation, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        if device.binding.is_none_or(|binding| binding.generation != generation) {
-            return;
-        }
-        Self::unbind(device, object, &mut self.actions);
-        if device.leaving {
-            // Nothing is left to give back.
-            self.forget(object);
-            return;
-        }
-        Self::mark_revoked(device, object);
-        // A redeem that is under way will be answered.
-        if !matches!(device.phase, Phase::Redeeming { .. }) {
-            device.phase = Phase::Idle {
-                retry_at: device.retry.failed(now),
-            };
-        }
-    }
-
-    fn mark_revoked(device: &mut Device, object: &ObjectRef) {
-        device.revoked = true;
-        device.problem = Some(Problem {
-            error: format!("the grant of {object} was revoked"),
-            remedy: format!("grant it again (`outboard grant create {object}`) or detach it here"),
-        });
-    }
-
-    fn socket_input(&mut self, input: Input, now: Instant) {
-        match input {
-            Input::VmmConnected(object, connection) => match self.devices.get_mut(&object) {
-                Some(device) if matches!(device.vmm, Vmm::None) && device.settings.is_some() => {
-                    device.vmm = Vmm::Waiting {
-                        connection,
-                        until: now + VMM_HOLD_MAX,
-                        retry_at: now,
-                    };
-                }
-                _ => self.actions.push(Action::CloseVmm(object, connection)),
-            },
-            Input::VmmGone(object, connection, end) => {
-                let Some(device) = self.devices.get_mut(&object) else {
-                    return;
-                };
-                if device.vmm.connection() == Some(connection) {
-                    device.vmm = Vmm::None;
-                    if let VmmEnd::Fault(problem) = end {
-                        device.problem = Some(problem);
-                    }
+            if let Some(guest) = &mut device.guest {
+                guest.link_lost(hung, now);
+                if hung {
+                    self.actions.push(Action::DropDpu(object.clone(), guest.connection));
                 }
             }
-            Input::MemoryAccepted(object, connection) => {
-                if let Some(device) = self.serving(&object, connection) {
-                    device.problem = None;
-                }
-            }
-            Input::SessionProblem(object, connection, problem) => {
-                if let Some(device) = self.serving(&object, connection) {
-                    device.problem = Some(problem);
-                }
-            }
-            Input::SocketOpen(object) => {
-                if let Some(device) = self.devices.get_mut(&object) {
-                    device.socket_problem = None;
-                }
-            }
-            Input::SocketProblem(object, problem) => {
-                if let Some(device) = self.devices.get_mut(&object) {
-                    device.socket_problem = Some(problem);
-                }
-            }
-            _ => {}
         }
     }
 
-    fn serving(&mut self, object: &ObjectRef, connection: Connection) -> Option<&mut Device> {
-        self.devices
-            .get_mut(object)
-            .filter(|device| device.vmm == Vmm::Served { connection })
-    }
-
-    fn answer(&mut self, object: &ObjectRef, ticket: Ticket, reply: Reply, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        match (&device.phase, reply) {
-            (
-                Phase::Redeeming { ticket: asked },
-                Reply::Redeemed {
-                    generation,
-                    incarnation,
-                },
-            ) if *asked == ticket => {
-                self.redeemed(
-                    object,
-                    Binding {
-                        generation,
-                        incarnation,
-                    },
-                    now,
-                );
-            }
-            (Phase::Redeeming { ticket: asked }, Reply::Refused { refusal }) if *asked == ticket => {
-                self.redeem_refused(object, &refusal, now);
-            }
-            (Phase::Redeeming { ticket: asked }, reply) if *asked == ticket => {
-                tracing::error!(%object, ?reply, "the DPU answered a redeem with something else");
-                device.phase = Phase::Idle {
-                    retry_at: device.retry.failed(now),
-                };
-            }
-            (Phase::Releasing { ticket: asked }, Reply::Refused { refusal })
-                if *asked == ticket && !ends_binding(refusal.code) =>
-            {
-                tracing::warn!(%object, %refusal, "the DPU cannot take it back now");
-                device.phase = Phase::Idle {
-                    retry_at: device.retry.failed(now),
-                };
-            }
-            (Phase::Releasing { ticket: asked }, reply) if *asked == ticket => {
-                if reply != Reply::Released {
-                    tracing::warn!(%object, ?reply, "the DPU had nothing to take back");
-                }
-                self.forget(object);
-            }
-            (_, reply) => self.session_answer(object, ticket, reply, now),
-        }
-    }
-
-    fn redeemed(&mut self, object: &ObjectRef, binding: Binding, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        if device.binding.is_some_and(|before| before != binding) {
-            // Another binding than the one the session belongs to.
-            Self::unbind_session(device, object, &mut self.actions);
-        }
-        if device.binding.is_none() {
-            device.problem = None;
-        }
-        device.binding = Some(binding);
-        // Answered: to ask again later is another operation, or the old answer would be all there is to hear.
-        device.operation = None;
-        device.revoked = false;
-        device.retry.reset();
-        device.phase = if device.leaving {
-            self.actions.push(Action::Remember);
-            Phase::Idle { retry_at: now }
-        } else {
-            Phase::Attached
-        };
-    }
-
-    fn redeem_refused(&mut self, object: &ObjectRef, refusal: &Refusal, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        let was_bound = device.binding.is_some();
-        device.operation = None;
-        if ends_binding(refusal.code) {
-            Self::unbind(device, object, &mut self.actions);
-            if device.leaving {
-                self.forget(object);
-                return;
-            }
-        }
-        device.phase = Phase::Idle {
-            retry_at: device.retry.failed(now),
-        };
-        if was_bound && refusal.code == Code::NotGranted {
-            // Revoked while the link was down.
-            Self::mark_revoked(device, object);
-        } else if !device.revoked {
-            device.problem = Some(refused(object, refusal));
-        }
-    }
-
-    fn session_answer(&mut self, object: &ObjectRef, ticket: Ticket, reply: Reply, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        let Vmm::Opening {
-            ticket: asked,
-            connection,
-            until,
-        } = device.vmm
-        else {
-            return;
-        };
-        if asked != ticket {
-            return;
-        }
-        match reply {
-            Reply::Connected => {
-                device.vmm = Vmm::Served { connection };
-                device.sessions += 1;
-                self.actions.push(Action::Serve(object.clone(), connection));
-            }
-            Reply::Refused { refusal } if refusal.code == Code::Busy && now < until => {
-                device.vmm = Vmm::Waiting {
-                    connection,
-                    until,
-                    retry_at: now + BUSY_RETRY,
-                };
-            }
-            Reply::Refused { refusal } => {
-                device.problem = Some(refused(object, &refusal));
-                if ends_binding(refusal.code) {
-                    Self::unbind(device, object, &mut self.actions);
-                    device.phase = Phase::Idle {
-                        retry_at: device.retry.failed(now),
-                    };
-                    if refusal.code == Code::NotGranted {
-                        Self::mark_revoked(device, object);
-                    }
-                } else {
-                    Self::close_vmm(device, object, &mut self.actions);
-                }
-            }
-            _ => Self::close_vmm(device, object, &mut self.actions),
-        }
-    }
-
-    /// The binding is over: no session, no socket, and what comes next is another operation.
-    fn unbind(device: &mut Device, object: &ObjectRef, actions: &mut Vec<Action>) {
-        Self::unbind_session(device, object, actions);
-        device.operation = None;
-    }
-
-    fn unbind_session(device: &mut Device, object: &ObjectRef, actions: &mut Vec<Action>) {
-        Self::close_vmm(device, object, actions);
-        Self::close_socket(device, object, actions);
-        device.binding = None;
-    }
-
-    fn close_vmm(device: &mut Device, object: &ObjectRef, actions: &mut Vec<Action>) {
-        if let Some(connection) = device.vmm.connection() {
-            actions.push(Action::CloseVmm(object.clone(), connection));
-            device.vmm = Vmm::None;
-        }
-    }
-
-    fn close_socket(device: &mut Device, object: &ObjectRef, actions: &mut Vec<Action>) {
-        if device.socket_open {
-            device.socket_open = false;
-            device.socket_problem = None;
-            actions.push(Action::CloseSocket(object.clone()));
-        }
-    }
-
-    fn forget(&mut self, object: &ObjectRef) {
-        if self.devices.remove(object).is_some_and(|device| device.leaving) {
-            self.actions.push(Action::Remember);
-        }
+    fn ticket(&mut self, object: &ObjectRef) -> Ticket {
+        let ticket = Ticket(self.ticket_next);
+        self.ticket_next += 1;
+        self.tickets.insert(ticket, object.clone());
+        ticket
     }
 
     /// Does whatever is due.
@@ -628,120 +406,17 @@ impl Agent {
             if up {
                 self.advance_binding(object, now);
             }
-            self.advance_vmm(object, up, now);
+            self.advance_guest(object, up, now);
             let Some(device) = self.devices.get_mut(object) else {
                 continue;
             };
             if device.phase == Phase::Attached && device.settings.is_some() && !device.socket_open {
                 device.socket_open = true;
                 self.actions.push(Action::OpenSocket(object.clone()));
-            } else if !sockets_stay {
+            } else if !sockets_stay && device.closes_without_link() {
                 Self::close_socket(device, object, &mut self.actions);
             }
         }
-    }
-
-    fn advance_binding(&mut self, object: &ObjectRef, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        match device.phase {
-            Phase::Idle { retry_at } if retry_at <= now && device.is_wanted() => {}
-            _ => return,
-        }
-        let ticket = Ticket(self.ticket_next);
-        self.ticket_next += 1;
-        self.tickets.insert(ticket, object.clone());
-        let object = object.clone();
-        // The same operation until it is answered: an answer may have been lost.
-        let operation = *device.operation.get_or_insert_with(self.new_operation);
-        let request = match device.binding {
-            Some(Binding { generation, .. }) if device.leaving => {
-                device.phase = Phase::Releasing { ticket };
-                Request::Release {
-                    operation,
-                    object,
-                    generation,
-                }
-            }
-            _ => {
-                device.phase = Phase::Redeeming { ticket };
-                Request::Redeem { operation, object }
-            }
-        };
-        self.actions.push(Action::Send(ticket, request));
-    }
-
-    fn advance_vmm(&mut self, object: &ObjectRef, up: bool, now: Instant) {
-        let Some(device) = self.devices.get_mut(object) else {
-            return;
-        };
-        let Vmm::Waiting {
-            connection,
-            until,
-            retry_at,
-        } = device.vmm
-        else {
-            return;
-        };
-        match (device.binding, &device.phase) {
-            (Some(binding), Phase::Attached) if up && retry_at <= now => {
-                let ticket = Ticket(self.ticket_next);
-                self.ticket_next += 1;
-                self.tickets.insert(ticket, object.clone());
-                device.vmm = Vmm::Opening {
-                    ticket,
-                    connection,
-                    until,
-                };
-                let Binding {
-                    generation,
-                    incarnation,
-                } = binding;
-                let request = Request::Connect {
-                    object: object.clone(),
-                    generation,
-                    incarnation,
-                };
-                self.actions
-                    .push(Action::Connect(ticket, request, object.clone(), connection));
-            }
-            _ if until <= now => {
-                tracing::warn!(%object, "a VMM was sent away: the DPU is not ready to serve it");
-                Self::close_vmm(device, object, &mut self.actions);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// True if a refusal says that the binding is not, or no longer, this host's; others may be different a moment later.
-fn ends_binding(code: Code) -> bool {
-    matches!(
-        code,
-        Code::NotGranted | Code::Stale | Code::WrongState | Code::OperationConflict
-    )
-}
-
-/// A refusal of the DPU's, for people.
-fn refused(object: &ObjectRef, refusal: &Refusal) -> Problem {
-    let remedy = match refusal.code {
-        Code::NotGranted => format!("grant it to this host: `outboard grant create {object}`; the shim keeps asking"),
-        Code::WrongState => {
-            format!(
-                "see `outboard {} show {}`; if another shim of this host holds it, detach it there",
-                object.kind, object.name
-            )
-        }
-        Code::Version => "run the same version of shim and DPU".to_owned(),
-        Code::Quota => "detach what is not used, or raise the DPU's [limits]".to_owned(),
-        Code::Busy => "close the VMM that holds it; a device serves one VMM at a time".to_owned(),
-        Code::Unavailable => "see the DPU's log for what its backing lacks; the shim keeps asking".to_owned(),
-        _ => "see the DPU's log; the shim keeps asking".to_owned(),
-    };
-    Problem {
-        error: format!("the DPU refused {object}: {refusal}"),
-        remedy,
     }
 }
 

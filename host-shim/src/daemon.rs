@@ -16,12 +16,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outboard_protocol::id::{ObjectRef, OperationId};
+use outboard_protocol::{
+    id::{ObjectRef, OperationId},
+    link::Reply,
+    refusal::{Code, Refusal},
+};
 use outboard_shim_api::{DeviceSpec, DeviceView, Health, Problem, Release};
 use tokio::sync::oneshot;
 
 use crate::{
-    agent::{Action, Agent, AttachError, Connection, DeviceSettings, Input, VmmEnd},
+    agent::{Action, Agent, AttachError, DeviceSettings, Input, Ticket},
     config::{Config, ConfigError, resolve},
     link::direct::DirectLink,
     sockets::door::{Connections, Door, Sink},
@@ -220,7 +224,7 @@ struct Running {
     socket_dir: PathBuf,
     doors: BTreeMap<ObjectRef, Door>,
     /// Our ends of the streams that the DPU was asked to serve and has not said yes to yet.
-    streams: BTreeMap<Connection, UnixStream>,
+    streams: BTreeMap<Ticket, UnixStream>,
     numbers: Connections,
     detaching: Vec<Detaching>,
 }
@@ -252,14 +256,20 @@ impl Running {
     }
 
     fn handle(&mut self, input: Input, now: Instant) {
-        match &input {
-            // Streams that went over the former connection will not be answered.
-            Input::LinkDown(_) => self.streams.clear(),
-            Input::VmmGone(_, connection, _) => drop(self.streams.remove(connection)),
-            _ => {}
+        // Streams that went over the former connection will not be answered.
+        if matches!(input, Input::LinkDown { .. }) {
+            self.streams.clear();
         }
+        let answered = match &input {
+            Input::Answer(ticket, _) => Some(*ticket),
+            _ => None,
+        };
         let actions = self.agent.handle(input, now);
         self.carry_out(actions);
+        // Refused, or for a VMM that has left meanwhile: that the stream ends tells the DPU.
+        if let Some(ticket) = answered {
+            self.streams.remove(&ticket);
+        }
     }
 
     fn answer(&mut self, ask: Ask, now: Instant) {
@@ -302,7 +312,7 @@ impl Running {
     }
 
     fn health(&self) -> Health {
-        let (link, devices) = (self.agent.link_view(), self.agent.views());
+        let (link, devices) = (self.agent.link_view(), self.agent.views(Instant::now()));
         Health {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             healthy: link.connected && devices.iter().all(|device| device.problem.is_none()),
@@ -335,7 +345,7 @@ impl Running {
         }
         self.carry_out(actions);
         self.agent
-            .view(object)
+            .view(object, now)
             .ok_or_else(|| AttachError::Unknown(object.clone()))
     }
 
@@ -343,24 +353,24 @@ impl Running {
         for action in actions {
             match action {
                 Action::Send(ticket, request) => self.link.send(ticket, request, None),
-                Action::Connect(ticket, request, object, connection) => match UnixStream::pair() {
+                Action::Connect(ticket, request, object, _) => match UnixStream::pair() {
                     Ok((ours, theirs)) => {
-                        self.streams.insert(connection, ours);
+                        self.streams.insert(ticket, ours);
                         self.link.send(ticket, request, Some(theirs.into()));
                     }
-                    Err(error) => self.no_stream(object, connection, &error),
+                    Err(error) => self.no_stream(&object, ticket, &error),
                 },
-                Action::Serve(object, connection) => {
-                    if let (Some(door), Some(stream)) = (self.doors.get(&object), self.streams.remove(&connection)) {
-                        door.serve(connection, stream);
+                Action::Serve(object, connection, ticket) => {
+                    if let (Some(door), Some(stream)) = (self.doors.get(&object), self.streams.remove(&ticket)) {
+                        door.serve(connection, ticket, stream);
                     }
+                }
+                Action::DropDpu(object, connection) => {
+                    self.with_door(&object, |door| door.dpu_is_hung(connection));
                 }
                 Action::OpenSocket(object) => self.with_door(&object, Door::open),
                 Action::CloseSocket(object) => self.with_door(&object, Door::close),
-                Action::CloseVmm(object, connection) => {
-                    self.streams.remove(&connection);
-                    self.with_door(&object, |door| door.close_vmm(connection));
-                }
+                Action::CloseVmm(object, connection) => self.with_door(&object, |door| door.close_vmm(connection)),
                 Action::Remove(object) => drop(self.doors.remove(&object)),
                 Action::Remember => {
                     if let Err(error) = self.state.save(self.agent.leaving()) {
@@ -372,18 +382,18 @@ impl Running {
         }
     }
 
-    /// There is no stream for a session: the VMM is sent away, to come again.
-    fn no_stream(&mut self, object: ObjectRef, connection: Connection, error: &io::Error) {
+    /// There is no stream for a session: as if the DPU could not give one now.
+    fn no_stream(&mut self, object: &ObjectRef, ticket: Ticket, error: &io::Error) {
         let problem = Problem {
             error: format!("{object}: no socket pair for a session: {error}"),
             remedy: "raise the shim's limit of open files".to_owned(),
         };
-        tracing::error!(error = problem.error, fix = problem.remedy, "a VMM was sent away");
-        self.with_door(&object, |door| door.close_vmm(connection));
-        self.handle(
-            Input::VmmGone(object, connection, VmmEnd::Fault(problem)),
-            Instant::now(),
-        );
+        tracing::error!(error = problem.error, fix = problem.remedy, "a session has to wait");
+        let refusal = Refusal {
+            code: Code::Quota,
+            text: problem.error,
+        };
+        self.handle(Input::Answer(ticket, Reply::Refused { refusal }), Instant::now());
     }
 
     fn with_door(&self, object: &ObjectRef, act: impl FnOnce(&Door)) {

@@ -1,291 +1,288 @@
-//! A VMM's session: what it has negotiated so far, and what each of its requests turns into.
+//! A VMM's session: what the VMM has said, remembered as state, so that any DPU can be told.
 //!
-//! [`Session`] does no I/O. Each request goes through [`Session::request`], which checks it and says what to send to
-//! the DPU; the DPU's answer goes through [`Session::answer`], which says what to send to the VMM. State changes only
-//! there, after the DPU has answered. One request is outstanding at a time.
+//! Between VMM and DPU stands not a pipe but a memory. Toward the VMM the shim is a vhost-user back-end: it answers from
+//! what it remembers ([`Offer`], [`Remembered`]). Toward the DPU it is a front-end: it greets each DPU, asks what it
+//! offers, says all that is remembered, and from then on passes on each request that changes something. A DPU that
+//! was killed, upgraded or hung is replaced by another one in the same way, and the VMM sees none of it.
 //!
-//! Toward the DPU every request asks for an acknowledgement once the DPU can give one, whether or not the VMM
-//! wants it: the VMM goes on only when the DPU has done what it asked.
+//! [`Session`] does no I/O. It is told what arrived ([`Session::request`], [`Session::dpu_connected`],
+//! [`Session::dpu_answered`], [`Session::dpu_lost`], [`Session::tick`]) and says what to do ([`Session::take`]). One
+//! request of the VMM's and one to the DPU are outstanding at a time. What the VMM asks is remembered once the DPU has
+//! acknowledged it, and acknowledged to the VMM after that; only while there is no DPU to ask is it remembered at once.
+//!
+//! One answer may have to wait: where requests stand in flight and nobody knows which of them were done, no index is
+//! the right answer to `GET_VRING_BASE`, and it is held until a DPU has come back and drained the ring. It is never
+//! answered by completing requests in the DPU's place: what a dead process submitted may still land in the guest's
+//! memory, and a hung one may yet write the ring, so the shim would answer for what it cannot know.
+//!
+//! A memory table that is changed while the DPU is away is taken at once. What holds then: a DPU that comes back maps
+//! the new table only, and waits for the I/O of its predecessor before it submits any. What does not: I/O that the
+//! predecessor had submitted to the kernel may still end in a region that was taken away, since the kernel holds its
+//! pages until then. A guest gives no memory back that it has I/O in flight to, so only one that breaks this rule meets it.
 
+mod asked;
+mod exchange;
 pub mod fault;
 pub mod framing;
+pub mod guest_memory;
+pub mod inflight;
+pub mod offer;
 pub mod proxy;
+pub mod remembered;
 pub mod request;
 pub mod shared_memory;
 pub mod vhost_user_wire;
 
-use std::os::fd::AsFd;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use outboard_controls::{Check, on};
+use outboard_protocol::id::ObjectKind;
 use rustix::process::Pid;
 
 use self::{
+    asked::{Asked, Held},
+    exchange::{Dpu, Lost, Outstanding, Step},
     fault::Fault,
-    framing::Message,
-    request::{Payload, Request},
-    vhost_user_wire::{
-        Answer, Code, Descriptors, FLAG_NEED_REPLY, FLAG_REPLY, FLAG_VERSION, VIRTIO_F_PROTOCOL_FEATURES,
-        VIRTIO_F_VERSION_1, protocol_feature,
-    },
+    framing::{Descriptor, Message},
+    offer::{Offer, Relied},
+    remembered::{Change, Event, Remembered, Ring, message, set_inflight},
+    vhost_user_wire::{Code, FLAG_REPLY, FLAG_VERSION, VIRTIO_F_VERSION_1, protocol_feature},
 };
 
+/// How long a ready driver may be without memory before that is reported.
+pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long an answer may be held before that is reported.
+pub const HELD_QUIETLY_MAX: Duration = Duration::from_secs(1);
+/// How long after its stream ended a DPU may still be busy stopping its rings.
+pub const STOPPING_MAX: Duration = Duration::from_millis(200);
+/// Requests that may wait for a DPU that is being told what is remembered.
+const STEPS_MAX: usize = 4096;
+
 /// What the session says about itself, beside messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
+    /// A DPU has told what it offers.
+    Offered(Offer),
+    /// A DPU has been told all that is remembered, and serves.
+    Ready {
+        /// It replaces another one.
+        replay: bool,
+    },
     /// The DPU accepted guest memory.
     MemoryAccepted,
     /// A driver is ready and there is still no memory: the VM's memory is probably private.
     MemoryMissing,
+    /// The VMM waits for `GET_VRING_BASE`, because requests are in flight.
+    Held,
+    /// What was held is answered.
+    HeldOver,
+    /// There is no DPU any more, and so many requests are in flight, if that can be told.
+    DpuLost(Option<u32>),
 }
 
-/// What is awaited from the DPU.
+/// What to do.
 #[derive(Debug)]
-struct Pending {
-    code: Code,
-    /// What the VMM asked to be told.
-    vmm_wants_ack: bool,
-    /// The lengths and descriptors of an answer, or none for an acknowledgement.
-    payload: Option<(usize, usize, usize)>,
-    /// What to remember once the DPU has agreed.
-    commit: Commit,
-}
-
-#[derive(Debug)]
-enum Commit {
-    Nothing,
-    ProtocolFeatures(u64),
-    Memory,
-    DriverReady,
-}
-
-/// What to do with a request.
-#[derive(Debug)]
-pub struct Forward {
-    /// For the DPU.
-    pub message: Message,
-    /// The DPU will answer, and [`Session::answer`] must be told; otherwise call [`Session::unanswered`].
-    pub answered: bool,
+pub enum Output {
+    /// Send this to the DPU.
+    ToDpu(Message),
+    /// Send this to the VMM.
+    ToVmm(Message),
+    /// Tell the VMM on this channel of its own that the configuration has changed.
+    Announce(Descriptor),
+    /// Close the stream to the DPU: the session has done with it.
+    DropDpu(Fault),
+    /// Tell the agent.
+    Note(Note),
 }
 
 /// State of one VMM session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Session {
+    kind: ObjectKind,
     vmm: Option<Pid>,
-    /// Virtio features that the DPU offered.
-    features_offered: u64,
-    /// Protocol features that the VMM was offered.
-    protocol_offered: u64,
-    /// The VMM may ask for acknowledgements.
-    vmm_reply_ack: bool,
-    /// The DPU gives acknowledgements.
-    dpu_reply_ack: bool,
-    /// The dirty log comes as a descriptor.
-    log_by_descriptor: bool,
-    /// The DPU has accepted guest memory.
+    /// What the DPU offers, or the last one did.
+    offer: Option<Offer>,
+    /// Protocol features that the VMM accepted.
+    protocol: u64,
+    remembered: Remembered,
+    /// The VMM's end of the back-end's channel.
+    vmm_channel: Option<Descriptor>,
+    /// Memory has come.
     has_memory: bool,
-    /// The guest's driver has begun to set rings up.
+    /// The guest's driver has begun to set rings up without memory, and when that is to be reported.
+    missing_at: Option<Instant>,
     driver_ready: bool,
-    pending: Option<Pending>,
+    dpu: Dpu,
+    /// A DPU has served this session.
+    was_served: bool,
+    /// Something of what is remembered no DPU has acknowledged yet.
+    unverified: bool,
+    steps: VecDeque<Step>,
+    outstanding: Option<Outstanding>,
+    asked: Option<Asked>,
+    held: Option<Held>,
+    outputs: VecDeque<Output>,
 }
 
 impl Session {
-    /// A session of the VMM that runs as process `vmm`, if that is known.
-    pub fn new(vmm: Option<Pid>) -> Self {
-        Self { vmm, ..Self::default() }
+    /// A session of the VMM that runs as process `vmm`, if that is known. With the offer of an earlier DPU the VMM is
+    /// answered before one has come.
+    pub fn new(kind: ObjectKind, vmm: Option<Pid>, offer: Option<Offer>) -> Self {
+        let mut session = Self {
+            kind,
+            vmm,
+            offer: None,
+            protocol: 0,
+            remembered: Remembered::default(),
+            vmm_channel: None,
+            has_memory: false,
+            missing_at: None,
+            driver_ready: false,
+            dpu: Dpu::Away(Lost::Never),
+            was_served: false,
+            unverified: false,
+            steps: VecDeque::new(),
+            outstanding: None,
+            asked: None,
+            held: None,
+            outputs: VecDeque::new(),
+        };
+        if let Some(offer) = offer {
+            session.set_offer(offer);
+        }
+        session
     }
 
-    /// True while a driver is ready and no memory has come.
-    pub fn lacks_memory(&self) -> bool {
-        self.driver_ready && !self.has_memory
+    /// What is remembered.
+    pub fn remembered(&self) -> &Remembered {
+        &self.remembered
     }
 
-    /// The request that the DPU has to answer, if one is outstanding.
-    pub fn outstanding(&self) -> Option<Code> {
-        self.pending.as_ref().map(|pending| pending.code)
+    /// True if the VMM may be read: it is known what to answer, and the request before is answered.
+    pub fn wants_request(&self) -> bool {
+        self.offer.is_some() && self.asked.is_none() && self.steps.len() < STEPS_MAX
     }
 
-    /// Checks a request and makes the DPU's message of it.
+    /// What to do next; none if there is nothing.
+    pub fn take(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Session::tick`] is due at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let answer_at = self.outstanding.as_ref().map(|outstanding| outstanding.until);
+        let held_at = self.held.as_ref().and_then(Held::deadline);
+        answer_at.into_iter().chain(held_at).chain(self.missing_at).min()
+    }
+
+    /// Time has passed.
     ///
     /// # Errors
     /// A fault of the VMM's; the session must end.
-    pub fn request(&mut self, message: Message) -> Result<Forward, Fault> {
-        let mut request = Request::parse(message)?;
-        self.check(&request)?;
-        let rule = request.rule;
-        let mut vmm_reply_ack = self.vmm_reply_ack;
-        let mut commit = Commit::Nothing;
-        match (rule.code, &request.payload) {
-            (Code::SetProtocolFeatures, &Payload::U64(accepted)) => {
-                vmm_reply_ack = accepted & protocol_feature::REPLY_ACK != 0;
-                let toward_dpu = accepted | self.protocol_offered & protocol_feature::REPLY_ACK;
-                request.bytes = toward_dpu.to_le_bytes().to_vec();
-                commit = Commit::ProtocolFeatures(accepted);
-            }
-            (Code::SetMemTable | Code::AddMemReg, _) => commit = Commit::Memory,
-            (Code::SetFeatures, &Payload::U64(acked)) if acked & VIRTIO_F_VERSION_1 != 0 => {
-                commit = Commit::DriverReady
-            }
-            (Code::SetVringEnable, &Payload::VringState { num: 1, .. }) => commit = Commit::DriverReady,
-            _ => {}
+    pub fn tick(&mut self, now: Instant) -> Result<(), Fault> {
+        if self.missing_at.is_some_and(|at| at <= now) {
+            self.missing_at = None;
+            self.note(Note::MemoryMissing);
         }
-        let payload = match rule.answer {
-            Answer::Payload {
-                len_min,
-                len_max,
-                descriptors_max,
-            } => Some((len_min, len_max, descriptors_max)),
-            Answer::LogBase if self.log_by_descriptor => Some((0, 16, 0)),
-            Answer::LogBase | Answer::Ack => None,
-        };
-        let asks_ack = payload.is_none() && self.dpu_reply_ack;
-        let vmm_wants_ack = payload.is_none() && request.need_reply && vmm_reply_ack;
-        self.pending = Some(Pending {
-            code: rule.code,
-            vmm_wants_ack,
-            payload,
-            commit,
-        });
-        let flags = FLAG_VERSION | if asks_ack { FLAG_NEED_REPLY } else { 0 };
-        let message = Message {
-            request: rule.code as u32,
-            flags,
-            payload: request.bytes,
-            descriptors: request.descriptors,
-        };
-        Ok(Forward {
-            message,
-            answered: payload.is_some() || asks_ack,
-        })
-    }
-
-    fn check(&self, request: &Request) -> Result<(), Fault> {
-        match (request.code(), &request.payload) {
-            (Code::SetProtocolFeatures, &Payload::U64(accepted)) => {
-                // Acknowledgements work only after GET_FEATURES has shown that the DPU has protocol features at all.
-                let offered = self.features_offered & VIRTIO_F_PROTOCOL_FEATURES != 0;
-                let excess = accepted & !self.protocol_offered;
-                if (excess != 0 || !offered) && on(Check::KnownRequestsOnly) {
-                    return Err(Fault::NotOffered(if offered { excess } else { accepted }));
-                }
-            }
-            (code @ (Code::SetVringAddr | Code::SetVringKick), _) if !self.has_memory && on(Check::SharedMemory) => {
-                return Err(Fault::RingBeforeMemory(code));
-            }
-            (code, Payload::Regions(regions))
-                if request.rule.descriptors == Descriptors::PerRegion && on(Check::SharedMemory) =>
-            {
-                for (index, (region, descriptor)) in regions.iter().zip(&request.descriptors).enumerate() {
-                    let what = match shared_memory::unshareable(descriptor) {
-                        None if shared_memory::mapped_privately(self.vmm, region, descriptor.as_fd()) => {
-                            Some("mapped privately by the VMM (share=off)")
-                        }
-                        what => what,
-                    };
-                    if let Some(what) = what {
-                        return Err(Fault::MemoryNotShareable { code, index, what });
-                    }
-                }
-            }
-            _ => {}
+        self.look_after_held(now)?;
+        if let Some(outstanding) = self.outstanding.as_ref().filter(|o| o.until <= now) {
+            let fault = Fault::DpuSilent(outstanding.code, outstanding.patience().as_secs());
+            self.drop_dpu(fault, now)?;
         }
         Ok(())
     }
 
-    /// The request was sent and the DPU does not answer it: what to send to the VMM, if anything, and what to say.
-    ///
-    /// # Errors
-    /// None that a request which [`Session::request`] accepted can cause.
-    pub fn unanswered(&mut self) -> Result<(Option<Message>, Option<Note>), Fault> {
-        let Some(pending) = self.pending.take() else {
-            return Ok((None, None));
-        };
-        let note = self.commit(&pending.commit);
-        Ok((pending.vmm_wants_ack.then(|| acknowledgement(pending.code, 0)), note))
+    /// The DPU says on its channel that the device's configuration has changed.
+    pub fn config_changed(&mut self) {
+        self.announce();
     }
 
-    /// Checks the DPU's answer: what to send to the VMM, if anything, and what to say.
-    ///
-    /// # Errors
-    /// An answer that does not fit, or a refusal that the VMM did not ask to hear of; the session must end.
-    pub fn answer(&mut self, answer: Message) -> Result<(Option<Message>, Option<Note>), Fault> {
-        let Some(pending) = self.pending.take() else {
-            return Err(Fault::UnaskedAnswer(answer.request));
-        };
-        let (len_min, len_max, descriptors_max) = pending.payload.unwrap_or((8, 8, 0));
-        let fits = answer.request == pending.code as u32
-            && answer.flags & FLAG_REPLY != 0
-            && (len_min..=len_max).contains(&answer.payload.len())
-            && answer.descriptors.len() <= descriptors_max;
-        if !fits {
-            return Err(Fault::WrongAnswer {
-                code: pending.code,
-                request: answer.request,
-                flags: answer.flags,
-                len: answer.payload.len(),
-                descriptors: answer.descriptors.len(),
-            });
+    fn announce(&mut self) {
+        if let Some(channel) = &self.vmm_channel {
+            self.outputs.push_back(Output::Announce(channel.clone()));
         }
-        if pending.payload.is_some() {
-            return Ok((Some(self.own_answer(pending.code, answer)), None));
-        }
-        let value = value_of(&answer);
-        let note = match (value, pending.vmm_wants_ack) {
-            (0, _) => self.commit(&pending.commit),
-            (_, true) => None,
-            (_, false) => return Err(Fault::RefusedByDpu(pending.code)),
-        };
-        Ok((
-            pending.vmm_wants_ack.then(|| acknowledgement(pending.code, value)),
-            note,
-        ))
     }
 
-    /// Remembers what the DPU offers, and passes on what the shim can carry of it.
-    fn own_answer(&mut self, code: Code, answer: Message) -> Message {
-        let mut value = value_of(&answer);
-        match code {
-            Code::GetFeatures => self.features_offered = value,
-            Code::GetProtocolFeatures => {
-                value &= protocol_feature::KNOWN;
-                self.protocol_offered = value;
-                return Message {
-                    payload: value.to_le_bytes().to_vec(),
-                    ..answer
-                };
+    fn note(&mut self, note: Note) {
+        self.outputs.push_back(Output::Note(note));
+    }
+
+    fn set_offer(&mut self, offer: Offer) {
+        self.remembered.rings.resize_with(offer.queues.into(), Ring::default);
+        self.offer = Some(offer);
+    }
+
+    /// What the VMM holds fast to: what a driver has acked, or as long as there is none, all that it may still ack.
+    fn relied(&self, offer: &Offer) -> Relied {
+        let acked = self.remembered.features.filter(|acked| acked & VIRTIO_F_VERSION_1 != 0);
+        Relied {
+            features: acked.unwrap_or(offer.features),
+            protocol: self.protocol,
+        }
+    }
+
+    /// Takes a change in and says what follows from it.
+    fn apply(&mut self, change: Change, now: Instant) {
+        match &change {
+            Change::Memory(_) | Change::Add(_) => {
+                self.has_memory = true;
+                self.missing_at = None;
+                self.note(Note::MemoryAccepted);
+            }
+            Change::Features(acked) if acked & VIRTIO_F_VERSION_1 != 0 => self.driver_is_ready(now),
+            Change::Enable(_, 1) => self.driver_is_ready(now),
+            Change::Config { offset, bytes } => {
+                let begin = usize::try_from(*offset).unwrap_or(usize::MAX);
+                let config = self.offer.as_mut().map(|offer| &mut offer.config);
+                if let Some(place) = config.and_then(|config| config.get_mut(begin..begin.checked_add(bytes.len())?)) {
+                    place.copy_from_slice(bytes);
+                }
             }
             _ => {}
         }
-        answer
+        self.remembered.apply(change);
     }
 
-    fn commit(&mut self, commit: &Commit) -> Option<Note> {
-        match commit {
-            Commit::Nothing => None,
-            Commit::ProtocolFeatures(accepted) => {
-                self.vmm_reply_ack = accepted & protocol_feature::REPLY_ACK != 0;
-                self.log_by_descriptor = accepted & protocol_feature::LOG_SHMFD != 0;
-                self.dpu_reply_ack = self.protocol_offered & protocol_feature::REPLY_ACK != 0;
-                None
-            }
-            Commit::Memory => {
-                self.has_memory = true;
-                Some(Note::MemoryAccepted)
-            }
-            Commit::DriverReady => {
-                self.driver_ready = true;
-                None
-            }
+    fn driver_is_ready(&mut self, now: Instant) {
+        if !self.driver_ready && !self.has_memory {
+            self.missing_at = Some(now + MEMORY_WAIT_MAX);
         }
+        self.driver_ready = true;
+    }
+
+    /// A region of the shim's own for what is in flight, if a ring is about to start and there is none.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn own_inflight(&mut self) -> Result<Option<Change>, Fault> {
+        let Some(offer) = &self.offer else { return Ok(None) };
+        if self.remembered.inflight.is_some() || !offer.has(protocol_feature::INFLIGHT_SHMFD) {
+            return Ok(None);
+        }
+        let region = inflight::Inflight::make(offer.queues, inflight::OWN_QUEUE_SIZE, offer.queues)
+            .map_err(|source| Fault::Inflight(Code::SetInflightFd, source))?;
+        Ok(Some(Change::Inflight(region)))
+    }
+
+    fn to_vmm(&mut self, message: Message) {
+        self.outputs.push_back(Output::ToVmm(message));
     }
 }
 
-fn acknowledgement(code: Code, value: u64) -> Message {
+/// An answer of the shim's own.
+fn reply(code: Code, payload: Vec<u8>, descriptors: impl Into<Vec<Descriptor>>) -> Message {
     Message {
         request: code as u32,
         flags: FLAG_VERSION | FLAG_REPLY,
-        payload: value.to_le_bytes().to_vec(),
-        descriptors: Vec::new(),
+        payload,
+        descriptors: descriptors.into(),
     }
+}
+
+fn reply_u64(code: Code, value: u64) -> Message {
+    reply(code, value.to_le_bytes().to_vec(), [])
 }
 
 /// The `u64` that an answer begins with; zero if it is shorter.

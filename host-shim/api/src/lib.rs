@@ -83,7 +83,7 @@ pub enum DeviceState {
     WaitingForGrant,
     /// Redeemed; the socket is there (or is being connected to) and no VMM has come.
     WaitingForVmm,
-    /// A VMM's session is running.
+    /// A VMM's session is running; with a problem if the DPU is away, for which the VM waits.
     Connected,
     /// The grant was taken back. The shim asks again from time to time, in case it is given anew.
     Revoked,
@@ -142,6 +142,9 @@ pub struct DeviceView {
     pub generation: Option<u64>,
     /// VMM sessions opened since the device was attached.
     pub sessions: u64,
+    /// How often a DPU was told what a session remembers, to take it over from the one before.
+    #[serde(default)]
+    pub replays: u64,
 }
 
 /// All devices, by kind and name.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use outboard_protocol::id::ObjectKind;
+use outboard_protocol::{
+    id::ObjectKind,
+    refusal::{Code, Refusal},
+};
 use outboard_shim_api::{DeviceState, Role};
 use proptest::prelude::*;
 
@@ -35,10 +38,21 @@ fn link_up() -> Input {
 }
 
 fn link_down() -> Input {
-    Input::LinkDown(Problem {
-        error: "gone".to_owned(),
-        remedy: "wait".to_owned(),
-    })
+    Input::LinkDown {
+        problem: Problem {
+            error: "gone".to_owned(),
+            remedy: "wait".to_owned(),
+        },
+        hung: false,
+    }
+}
+
+fn hung() -> Input {
+    let problem = Problem {
+        error: "silent".to_owned(),
+        remedy: "restart it".to_owned(),
+    };
+    Input::LinkDown { problem, hung: true }
 }
 
 fn redeemed(generation: u64) -> Reply {
@@ -85,11 +99,30 @@ impl World {
     /// The same, with a VMM in session as connection 7.
     fn served() -> Self {
         let mut world = Self::attached();
-        let ticket = asked(&world.tell(Input::VmmConnected(port("vm1"), Connection(7))));
-        let actions = world.tell(Input::Answer(ticket, Reply::Connected));
-        assert_eq!(actions, [Action::Serve(port("vm1"), Connection(7))]);
-        assert_eq!(world.state(), DeviceState::Connected);
+        let actions = world.tell(Input::VmmConnected(port("vm1"), Connection(7)));
+        world.serve(&actions, false);
         world
+    }
+
+    /// The DPU grants the session that was asked for, and knows all of it then; its ticket.
+    fn serve(&mut self, actions: &[Action], replay: bool) -> Ticket {
+        let ticket = asked(actions);
+        let connection = match actions {
+            [Action::Connect(_, _, _, connection)] => *connection,
+            _ => panic!("{actions:?}"),
+        };
+        let actions = self.tell(Input::Answer(ticket, Reply::Connected));
+        assert_eq!(actions, [Action::Serve(port("vm1"), connection, ticket)]);
+        self.tell(Input::Offered(port("vm1"), connection));
+        self.tell(Input::Ready(port("vm1"), connection, replay));
+        assert_eq!((self.state(), self.view().problem), (DeviceState::Connected, None));
+        ticket
+    }
+
+    /// The DPU's end of connection 7's stream is gone.
+    fn stream_ends(&mut self, ticket: Ticket, problem: Option<Problem>) -> Vec<Action> {
+        self.tell(Input::DpuLost(port("vm1"), Connection(7), Some(3)));
+        self.tell(Input::StreamEnded(port("vm1"), Connection(7), ticket, problem))
     }
 
     fn tell(&mut self, input: Input) -> Vec<Action> {
@@ -102,7 +135,7 @@ impl World {
     }
 
     fn view(&self) -> DeviceView {
-        self.agent.view(&port("vm1")).unwrap()
+        self.agent.view(&port("vm1"), self.now).unwrap()
     }
 
     fn state(&self) -> DeviceState {
@@ -226,13 +259,11 @@ fn sockets_stand_open_only_while_the_dpu_is_there() {
 fn a_session_outlives_the_link_if_its_binding_does() {
     let mut world = World::served();
     world.tell(link_down());
-    world.after(LINK_GRACE);
+    // Its socket stays: VMMs are answered from what is remembered.
+    assert!(world.after(LINK_GRACE).is_empty());
     assert_eq!(world.state(), DeviceState::Connected);
     let (ticket, _) = sent(&world.tell(link_up()));
-    assert_eq!(
-        world.tell(Input::Answer(ticket, redeemed(1))),
-        [Action::OpenSocket(port("vm1"))]
-    );
+    assert!(world.tell(Input::Answer(ticket, redeemed(1))).is_empty());
     // Under another generation it was another binding's session.
     world.tell(link_down());
     let (ticket, _) = sent(&world.tell(link_up()));
@@ -242,6 +273,131 @@ fn a_session_outlives_the_link_if_its_binding_does() {
         "{actions:?}"
     );
     assert_eq!(world.state(), DeviceState::WaitingForVmm);
+}
+
+#[test]
+fn a_session_whose_stream_ended_gets_another_one_and_its_vmm_stays() {
+    let mut world = World::attached();
+    let actions = world.tell(Input::VmmConnected(port("vm1"), Connection(7)));
+    let mut ticket = world.serve(&actions, false);
+    for round in 1..=12 {
+        assert!(world.stream_ends(ticket, None).is_empty());
+        assert_eq!((world.state(), world.view().problem), (DeviceState::Connected, None));
+        // The end of an older stream is no news.
+        assert!(
+            world
+                .tell(Input::StreamEnded(port("vm1"), Connection(7), Ticket(999), None))
+                .is_empty()
+        );
+        // One that always ends is asked for less and less often.
+        let least = SESSION_RETRY_FIRST * 2_u32.pow(round - 1);
+        let delay = least.min(SESSION_RETRY_LONGEST);
+        assert!(world.after(delay - Duration::from_millis(1)).is_empty());
+        let actions = world.after(Duration::from_millis(1));
+        ticket = world.serve(&actions, true);
+        assert_eq!(world.view().replays, u64::from(round));
+    }
+    // One that lasted is asked for at once again.
+    world.after(SESSION_STEADY_AFTER);
+    world.stream_ends(ticket, None);
+    let actions = world.after(SESSION_RETRY_FIRST);
+    world.serve(&actions, true);
+    assert_eq!(world.view().sessions, 1);
+}
+
+#[test]
+fn a_dpu_that_is_away_shows_with_what_waits_for_it() {
+    let mut world = World::attached();
+    let actions = world.tell(Input::VmmConnected(port("vm1"), Connection(7)));
+    let ticket = world.serve(&actions, false);
+    world.stream_ends(ticket, None);
+    world.tell(link_down());
+    assert_eq!(world.view().problem, None, "not for a moment's absence");
+    world.after(Duration::from_secs(12));
+    let problem = world.view().problem.unwrap();
+    assert_eq!(
+        problem.error,
+        "port vm1: the DPU has been away for 12 s; 3 requests are in flight; the VM waits"
+    );
+    world.tell(Input::Held(port("vm1"), Connection(7), true));
+    assert!(world.view().problem.unwrap().error.contains("GET_VRING_BASE"));
+    world.tell(Input::Held(port("vm1"), Connection(7), false));
+    let (ticket, _) = sent(&world.tell(link_up()));
+    let actions = world.tell(Input::Answer(ticket, redeemed(1)));
+    let ticket = world.serve(&actions, true);
+    // A DPU that will not do is named for what it lacks, at once, and asked for again.
+    let unfit = Problem {
+        error: "offers less".to_owned(),
+        remedy: "start the old one".to_owned(),
+    };
+    world.stream_ends(ticket, Some(unfit.clone()));
+    assert_eq!(
+        (world.state(), world.view().problem),
+        (DeviceState::Connected, Some(unfit))
+    );
+    let actions = world.after(SESSION_RETRY_LONGEST);
+    world.serve(&actions, true);
+}
+
+#[test]
+fn a_hung_dpus_streams_are_closed_and_a_lost_links_are_not() {
+    let mut world = World::served();
+    assert!(world.tell(link_down()).is_empty());
+    let (ticket, _) = sent(&world.tell(link_up()));
+    assert!(world.tell(Input::Answer(ticket, redeemed(1))).is_empty());
+    assert_eq!(world.tell(hung()), [Action::DropDpu(port("vm1"), Connection(7))]);
+    let (ticket, _) = sent(&world.tell(link_up()));
+    let actions = world.tell(Input::Answer(ticket, redeemed(1)));
+    let served = world.serve(&actions, true);
+    // What the session says of the stream that was closed for it comes late.
+    assert!(
+        world
+            .tell(Input::StreamEnded(port("vm1"), Connection(7), Ticket(1), None))
+            .is_empty()
+    );
+    assert_ne!(served, Ticket(1));
+}
+
+#[test]
+fn a_vmm_that_comes_while_the_dpu_is_away_stays_if_the_device_was_served_before() {
+    let mut world = World::served();
+    world.tell(Input::VmmGone(port("vm1"), Connection(7), VmmEnd::Closed));
+    world.tell(link_down());
+    world.after(LINK_GRACE * 10);
+    assert_eq!(world.state(), DeviceState::WaitingForVmm);
+    assert!(world.tell(Input::VmmConnected(port("vm1"), Connection(8))).is_empty());
+    assert!(world.after(VMM_HOLD_MAX * 10).is_empty());
+    assert_eq!(world.state(), DeviceState::Connected);
+    assert!(world.view().problem.unwrap().error.contains("has been away"));
+    let (ticket, _) = sent(&world.tell(link_up()));
+    let actions = world.tell(Input::Answer(ticket, redeemed(1)));
+    // The DPU may still be ending the session before for a while.
+    let ticket = asked(&actions);
+    assert!(world.tell(Input::Answer(ticket, refusal(Code::Busy))).is_empty());
+    let actions = world.after(SESSION_RETRY_LONGEST);
+    world.serve(&actions, false);
+    // A revocation ends what is known: the next binding may be to something else.
+    world.tell(Input::Revoked(port("vm1"), Generation(1)));
+    let (ticket, _) = sent(&world.after(REDEEM_RETRY_LONGEST));
+    world.tell(Input::Answer(ticket, redeemed(2)));
+    world.tell(link_down());
+    assert_eq!(world.after(LINK_GRACE), [Action::CloseSocket(port("vm1"))]);
+}
+
+#[test]
+fn a_notice_that_comes_after_the_refusal_says_why() {
+    let mut world = World::attached();
+    let actions = world.tell(Input::VmmConnected(port("vm1"), Connection(7)));
+    let ticket = world.serve(&actions, false);
+    world.stream_ends(ticket, None);
+    let ticket = asked(&world.after(SESSION_RETRY_FIRST));
+    world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
+    let problem = world.view().problem.unwrap();
+    assert!(problem.error.contains("or the DPU has lost its state"), "{problem}");
+    assert_eq!(world.state(), DeviceState::WaitingForGrant);
+    world.tell(Input::Revoked(port("vm1"), Generation(1)));
+    assert_eq!(world.state(), DeviceState::Revoked);
+    assert_eq!(world.view().problem.unwrap().error, "the grant of port vm1 was revoked");
 }
 
 #[test]
@@ -285,12 +441,22 @@ fn a_revocation_during_a_redeem_awaits_its_answer() {
 }
 
 #[test]
-fn revocation_while_the_link_was_down_is_noticed() {
+fn a_grant_that_is_gone_when_the_link_is_up_again_ends_the_session_and_is_not_called_revoked() {
     let mut world = World::served();
     world.tell(link_down());
     let (ticket, _) = sent(&world.tell(link_up()));
-    world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
-    assert_eq!(world.state(), DeviceState::Revoked);
+    let actions = world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
+    let expected = [
+        Action::CloseVmm(port("vm1"), Connection(7)),
+        Action::CloseSocket(port("vm1")),
+    ];
+    assert_eq!(actions, expected);
+    assert_eq!(world.state(), DeviceState::WaitingForGrant);
+    let problem = world.view().problem.unwrap();
+    assert!(
+        problem.error.contains("revoked while the link was down, or the DPU"),
+        "{problem}"
+    );
 }
 
 #[test]
@@ -392,7 +558,7 @@ fn detaching_gives_back() {
     assert!(actions.contains(&Action::CloseVmm(port("vm1"), Connection(7))));
     assert!(actions.contains(&Action::Remove(port("vm1"))));
     assert_eq!(
-        (world.agent.release_of(&port("vm1")), world.agent.views()),
+        (world.agent.release_of(&port("vm1")), world.agent.views(world.now)),
         (Release::Pending, vec![])
     );
     assert!(matches!(
@@ -537,6 +703,10 @@ enum Step {
     Revoke(u8),
     VmmComes(u8),
     VmmGoes(u8),
+    /// The stream of a served session ends.
+    StreamEnds(u8),
+    /// The link stays up and its DPU does not answer.
+    Hang,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -550,7 +720,9 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0_u8..8).prop_map(Step::Answer),
         1 => device.clone().prop_map(Step::Revoke),
         3 => device.clone().prop_map(Step::VmmComes),
-        1 => device.prop_map(Step::VmmGoes),
+        1 => device.clone().prop_map(Step::VmmGoes),
+        2 => device.prop_map(Step::StreamEnds),
+        1 => Just(Step::Hang),
     ]
 }
 
@@ -561,7 +733,8 @@ struct Outside {
     sockets: BTreeSet<ObjectRef>,
     /// The VMM that is in, per device.
     vmms: BTreeMap<ObjectRef, Connection>,
-    served: BTreeSet<Connection>,
+    /// Streams that a DPU serves.
+    served: BTreeMap<Connection, Ticket>,
     up: bool,
 }
 
@@ -590,9 +763,13 @@ impl Outside {
                     );
                     self.open_requests.push((*ticket, Some(*connection), object.clone()));
                 }
-                Action::Serve(object, connection) => {
+                Action::Serve(object, connection, ticket) => {
                     assert_eq!(self.vmms.get(object), Some(connection));
-                    assert!(self.served.insert(*connection), "served twice");
+                    assert_eq!(self.served.insert(*connection, *ticket), None, "served twice at a time");
+                }
+                Action::DropDpu(object, connection) => {
+                    assert_eq!(self.vmms.get(object), Some(connection));
+                    self.served.remove(connection);
                 }
                 Action::OpenSocket(object) => assert!(self.sockets.insert(object.clone()), "opened twice"),
                 Action::CloseSocket(object) => assert!(self.sockets.remove(object), "closed twice"),
@@ -632,12 +809,27 @@ proptest! {
                     outside.open_requests.clear();
                     world.tell(link_down())
                 }
+                Step::Hang => {
+                    outside.up = false;
+                    outside.open_requests.clear();
+                    world.tell(hung())
+                }
+                Step::StreamEnds(n) => {
+                    let vmm = outside.vmms.get(&port(&name(n))).copied();
+                    match vmm.and_then(|vmm| Some((vmm, outside.served.remove(&vmm)?))) {
+                        Some((vmm, ticket)) => {
+                            outside.carry_out(&world.tell(Input::DpuLost(port(&name(n)), vmm, None)));
+                            world.tell(Input::StreamEnded(port(&name(n)), vmm, ticket, None))
+                        }
+                        None => Vec::new(),
+                    }
+                }
                 Step::Attach(n) => {
                     world.agent.attach(&port(&name(n)), settings(&name(n)), world.now).unwrap_or_default()
                 }
                 Step::Detach(n) => world.agent.detach(&port(&name(n)), world.now).unwrap_or_default(),
                 Step::Answer(kind) if !outside.open_requests.is_empty() => {
-                    let (ticket, session, _) = outside.open_requests.remove(0);
+                    let (ticket, session, object) = outside.open_requests.remove(0);
                     generation += 1;
                     let reply = match (kind, session) {
                         (0, _) => refusal(Code::NotGranted),
@@ -645,12 +837,25 @@ proptest! {
                         (2, _) => refusal(Code::Busy),
                         (_, Some(_)) => Reply::Connected,
                         (3 | 4, None) => Reply::Released,
-                        (_, None) => redeemed(generation),
+                        // The same binding again, or another one.
+                        (5, None) => redeemed(generation),
+                        (_, None) => redeemed(1),
                     };
-                    world.tell(Input::Answer(ticket, reply))
+                    let actions = world.tell(Input::Answer(ticket, reply.clone()));
+                    if let (Some(vmm), Reply::Connected) = (session, reply) {
+                        outside.carry_out(&actions);
+                        let object = &object;
+                        if outside.vmms.get(object) == Some(&vmm) {
+                            outside.carry_out(&world.tell(Input::Offered(object.clone(), vmm)));
+                            outside.carry_out(&world.tell(Input::Ready(object.clone(), vmm, false)));
+                        }
+                        Vec::new()
+                    } else {
+                        actions
+                    }
                 }
                 Step::Revoke(n) => {
-                    let view = world.agent.view(&port(&name(n)));
+                    let view = world.agent.view(&port(&name(n)), world.now);
                     let bound = view.and_then(|v| v.generation).unwrap_or(0);
                     world.tell(Input::Revoked(port(&name(n)), Generation(bound)))
                 }

@@ -32,19 +32,21 @@ use rustix::{
 };
 
 use crate::{
-    agent::{Input, Ticket, backoff::Backoff},
+    agent::{Input, Ticket},
     session::proxy::timespec_until,
     sockets::door::Sink,
 };
 
-/// First delay before the DPU is tried again.
-pub const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+/// Shortest delay before the DPU is tried again.
+pub const RECONNECT_SHORTEST: Duration = Duration::from_millis(5);
 /// Longest delay before the DPU is tried again.
-pub const RECONNECT_LONGEST: Duration = Duration::from_secs(1);
+pub const RECONNECT_LONGEST: Duration = Duration::from_millis(250);
+/// A link that lasted this long begins with the shortest delay again.
+pub const STEADY_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait for an answer before the link is taken for dead.
-pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
+pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// After this long without a word the DPU is asked whether it is there.
-pub const PING_AFTER: Duration = Duration::from_secs(15);
+pub const PING_AFTER: Duration = Duration::from_secs(2);
 /// Sequence numbers of the link's own requests count down from here; tickets count up from zero.
 const OWN_SEQ_FIRST: u64 = u64::MAX;
 
@@ -112,6 +114,12 @@ enum Command {
     Quit,
 }
 
+/// How long to wait before the DPU is tried again: an eighth of the time that it has been away, so that the shim adds
+/// little to any absence, and spends little on a long one.
+fn retry_delay(away: Duration) -> Duration {
+    (away / 8).clamp(RECONNECT_SHORTEST, RECONNECT_LONGEST)
+}
+
 /// Handle on the link; dropping it ends the thread.
 #[derive(Debug)]
 pub struct DirectLink {
@@ -134,7 +142,9 @@ impl DirectLink {
             sink,
             inbox,
             wake: wake.clone(),
-            retry: Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST),
+            away_since: Instant::now(),
+            up_since: None,
+            told_agent: None,
         };
         let thread = thread::Builder::new()
             .name("link".to_owned())
@@ -177,7 +187,12 @@ struct Keeper {
     sink: Sink,
     inbox: Receiver<Command>,
     wake: Arc<OwnedFd>,
-    retry: Backoff,
+    /// Since when there is no link that lasts.
+    away_since: Instant,
+    /// Since when the link is up.
+    up_since: Option<Instant>,
+    /// What the agent was told of the link being down.
+    told_agent: Option<String>,
 }
 
 /// Told to quit.
@@ -208,10 +223,20 @@ impl Keeper {
             if told.as_ref() != Some(&text) {
                 let problem = error.problem();
                 tracing::warn!(error = problem.error, fix = problem.remedy, "no link to the DPU");
-                told = Some(text);
+                told = Some(text.clone());
             }
-            (self.sink)(Input::LinkDown(error.problem()));
-            let again = self.retry.failed(Instant::now());
+            let now = Instant::now();
+            if self.up_since.take().is_some_and(|since| since + STEADY_AFTER <= now) {
+                self.away_since = now;
+            }
+            // That nobody listens yet is no news; any other end is.
+            if !matches!(error, LinkError::Connect { .. }) || self.told_agent.as_ref() != Some(&text) {
+                let hung = matches!(error, LinkError::Silent);
+                let problem = error.problem();
+                (self.sink)(Input::LinkDown { problem, hung });
+                self.told_agent = Some(text);
+            }
+            let again = now + retry_delay(now.saturating_duration_since(self.away_since));
             if self.pause(again).is_err() {
                 return;
             }
@@ -266,7 +291,7 @@ impl Keeper {
             && error != Errno::INTR
         {
             tracing::error!(%error, "poll failed");
-            thread::sleep(RECONNECT_FIRST);
+            thread::sleep(RECONNECT_SHORTEST);
         }
         if !fds[0].revents().is_empty() {
             let mut count = [0; 8];
@@ -321,7 +346,8 @@ impl Keeper {
                 dpu_epoch,
             } if seq == OWN_SEQ_FIRST && (LINK_VERSIONS.0..=LINK_VERSIONS.1).contains(&version) => {
                 connected.welcome = true;
-                self.retry.reset();
+                self.up_since = Some(Instant::now());
+                self.told_agent = None;
                 tracing::info!(%card, %dpu_epoch, "linked to the DPU");
                 (self.sink)(Input::LinkUp { card, dpu_epoch });
             }

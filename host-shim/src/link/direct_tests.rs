@@ -65,7 +65,7 @@ impl World {
 
     fn down(&self) -> Problem {
         match self.event() {
-            Input::LinkDown(problem) => problem,
+            Input::LinkDown { problem, .. } => problem,
             other => panic!("not down but {other:?}"),
         }
     }

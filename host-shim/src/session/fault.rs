@@ -7,6 +7,8 @@ use outboard_shim_api::Problem;
 
 use super::{
     framing::{FrameError, ReceiveError},
+    inflight::InflightError,
+    offer::Unfit,
     vhost_user_wire::{Code, DESCRIPTORS_MAX},
 };
 
@@ -79,9 +81,45 @@ pub enum Fault {
     /// Rings before memory.
     #[error("{0} came before any guest memory")]
     RingBeforeMemory(Code),
-    /// Protocol features that were never offered.
-    #[error("the VMM accepted protocol features {0:#x}, which it was not offered")]
-    NotOffered(u64),
+    /// Features that were never offered.
+    #[error("the VMM accepted {0} {1:#x}, which it was not offered")]
+    NotOffered(&'static str, u64),
+    /// A request that belongs to a protocol feature which the VMM has not accepted.
+    #[error("the VMM sent {0} without the protocol feature that it belongs to")]
+    NotNegotiated(Code),
+    /// A number that the request cannot carry.
+    #[error("the VMM sent {code} with {value}, which it cannot be")]
+    Value {
+        /// The request.
+        code: Code,
+        /// The number.
+        value: u64,
+    },
+    /// A ring that the device has not.
+    #[error("the VMM sent {code} for ring {index}, of {queues}")]
+    NoSuchRing {
+        /// The request.
+        code: Code,
+        /// The ring.
+        index: u32,
+        /// How many there are.
+        queues: u16,
+    },
+    /// More memory regions than there are slots.
+    #[error("the VMM added a memory region beyond the {0} that it was offered")]
+    TooManyRegions(u64),
+    /// A region that is not in the table.
+    #[error("the VMM removed memory at guest address {0:#x}, which it had not added")]
+    NoSuchRegion(u64),
+    /// A region for what is in flight that is none.
+    #[error("the VMM sent {0} with a region that cannot be: {1}")]
+    Inflight(Code, InflightError),
+    /// A DPU that cannot take the place of the one before.
+    #[error("the DPU cannot serve the session: {0}")]
+    Unfit(Unfit),
+    /// A DPU that does not take what the one before took.
+    #[error("the DPU refused {0} of a session that was going on already")]
+    ReplayRefused(Code),
     /// The DPU said no where the VMM cannot be told.
     #[error("the DPU refused {0}")]
     RefusedByDpu(Code),
@@ -143,13 +181,31 @@ impl Fault {
             | Self::UnaskedReply(_)
             | Self::PayloadLength(..)
             | Self::Descriptors { .. }
-            | Self::NotOffered(_) => {
+            | Self::NotOffered(..)
+            | Self::NotNegotiated(_)
+            | Self::Value { .. }
+            | Self::NoSuchRing { .. }
+            | Self::TooManyRegions(_)
+            | Self::NoSuchRegion(_)
+            | Self::Inflight(..) => {
                 "let a VMM that speaks vhost-user (QEMU, cloud-hypervisor) open the socket; its session was closed"
                     .to_owned()
             }
+            Self::Unfit(Unfit::NoAcks) => "run the same version of shim and DPU; the VM waits".to_owned(),
+            Self::Unfit(_) => {
+                "start the DPU with the version and settings that it had, or restart the VM; the VM waits \
+                and the shim keeps asking"
+                    .to_owned()
+            }
+            Self::ReplayRefused(_) => "see the DPU's log for the reason, and start the version that it was before, or \
+                restart the VM; the VM waits and the shim keeps asking"
+                .to_owned(),
+            Self::DpuSilent(..) => "see the DPU's log, and restart it if it hangs; the VM waits".to_owned(),
+            Self::Frame(Peer::Dpu, _) | Self::Io(Peer::Dpu, _) | Self::WrongAnswer { .. } | Self::UnaskedAnswer(_) => {
+                "see the DPU's log, and run the same version of shim and DPU; the VM waits".to_owned()
+            }
             Self::Io(..) => "the session was closed; let the VMM connect again".to_owned(),
-            Self::RefusedByDpu(_) => "see the DPU's log for the reason; the session was closed".to_owned(),
-            _ => "see the DPU's log, and run the same version of shim and DPU; the session was closed".to_owned(),
+            _ => "see the DPU's log for the reason; the session was closed".to_owned(),
         };
         Problem {
             error: format!("{object}: {self}"),

@@ -6,10 +6,12 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
+    net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
+    sync::Arc,
 };
 
 use outboard_controls::{Check, on};
@@ -57,8 +59,11 @@ impl Header {
     }
 }
 
+/// A descriptor of the VMM's. It is remembered as long as the session needs it and may go to the DPU more than once.
+pub type Descriptor = Arc<OwnedFd>;
+
 /// A whole message.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Message {
     /// Which message.
     pub request: u32,
@@ -67,7 +72,7 @@ pub struct Message {
     /// What it says.
     pub payload: Vec<u8>,
     /// What came along.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<Descriptor>,
 }
 
 /// Why bytes are no message.
@@ -155,7 +160,7 @@ impl Assembler {
             request: header.request,
             flags: header.flags,
             payload: whole.payload,
-            descriptors: whole.descriptors,
+            descriptors: whole.descriptors.into_iter().map(Arc::new).collect(),
         }))
     }
 }
@@ -202,6 +207,12 @@ impl Channel {
             stream,
             assembler: Assembler::default(),
         }
+    }
+
+    /// Ends the stream for both sides, also where the other one still holds descriptors of it.
+    pub fn shut_down(&self) {
+        // An error says that it has ended already.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Reads once, without waiting.
@@ -251,7 +262,7 @@ impl Channel {
     pub fn send(&mut self, outgoing: &mut Outgoing) -> io::Result<bool> {
         while outgoing.written < outgoing.bytes.len() {
             let rest = [IoSlice::new(&outgoing.bytes[outgoing.written..])];
-            let borrowed: Vec<BorrowedFd<'_>> = outgoing.descriptors.iter().map(AsFd::as_fd).collect();
+            let borrowed: Vec<BorrowedFd<'_>> = outgoing.descriptors.iter().map(|fd| fd.as_fd()).collect();
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             // Descriptors go with the first byte, once.
@@ -281,7 +292,7 @@ impl Channel {
 #[derive(Debug)]
 pub struct Outgoing {
     bytes: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Descriptor>,
     written: usize,
 }
 

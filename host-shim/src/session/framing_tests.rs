@@ -186,7 +186,7 @@ fn a_full_socket_takes_the_rest_later_and_the_descriptors_once() {
             request: 25,
             flags: 1,
             payload,
-            descriptors: vec![descriptor()],
+            descriptors: vec![descriptor().into()],
         };
         let mut outgoing = Outgoing::from(message);
         if !sender.send(&mut outgoing).unwrap() {

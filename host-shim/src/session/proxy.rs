@@ -1,35 +1,39 @@
-//! Carries one session between its two sockets. One blocking thread; an idle session sleeps in `poll`.
+//! Carries one session between its sockets. One thread; an idle session sleeps in `poll`.
 
 use std::{
-    os::{fd::AsFd, unix::net::UnixStream},
+    collections::VecDeque,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
+use outboard_protocol::id::ObjectKind;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
 };
 
 use super::{
-    Note, Session,
+    Note, Output, Session,
     fault::{Fault, Peer},
     framing::{Channel, Message, Outgoing, Received},
+    offer::Offer,
+    vhost_user_wire::{BACKEND_CONFIG_CHANGE, FLAG_VERSION},
 };
 use crate::sockets::peer_process;
-
-/// Longest wait for an answer of the DPU's. `GET_VRING_BASE` waits for requests in flight, hence so long.
-pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long a ready driver may be without memory before that is reported.
-pub const MEMORY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Why a session is over.
 #[derive(Debug)]
 pub enum SessionEnd {
     /// The VMM closed its socket, or the shim shut it down.
     VmmClosed,
-    /// The DPU closed its stream.
-    DpuClosed,
-    /// Somebody broke the protocol.
+    /// The VMM broke the protocol, or asked what the DPU refused.
     Fault(Fault),
 }
 
@@ -39,154 +43,350 @@ impl From<Fault> for SessionEnd {
     }
 }
 
-/// Runs a session until one side closes its stream (or it is shut down from another thread) or breaks the protocol.
-/// Both streams are closed when it returns.
-pub fn run(vmm: UnixStream, dpu: UnixStream, notify: &mut dyn FnMut(Note)) -> SessionEnd {
-    let process = peer_process(&vmm).ok().and_then(|peer| peer.pid);
-    let mut proxy = Proxy {
-        vmm: Channel::new(vmm),
-        dpu: Channel::new(dpu),
-        session: Session::new(process),
-    };
-    loop {
-        if let Err(end) = proxy.exchange(notify) {
-            return end;
-        }
+/// What a session says beside messages.
+#[derive(Debug)]
+pub enum Said {
+    /// Something of note.
+    Note(Note),
+    /// The stream with this number has ended, for this reason if it was the session that ended it.
+    StreamEnded(u64, Option<Fault>),
+}
+
+enum Command {
+    Stream(u64, UnixStream),
+    Hung,
+}
+
+/// Tells a session's thread of streams to DPUs.
+#[derive(Debug, Clone)]
+pub struct Control {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Control {
+    /// A DPU serves this stream, which replaces any before. `number` names it.
+    pub fn serve(&self, number: u64, stream: UnixStream) {
+        self.send(Command::Stream(number, stream));
+    }
+
+    /// The DPU is hung: its stream is to be closed.
+    pub fn dpu_is_hung(&self) {
+        self.send(Command::Hung);
+    }
+
+    fn send(&self, command: Command) {
+        // A session that is over needs no commands.
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
     }
 }
 
-struct Proxy {
-    vmm: Channel,
-    dpu: Channel,
+/// Where a session says what it says beside messages.
+pub type Say = Box<dyn FnMut(Said) + Send>;
+
+/// A session that is to run.
+pub struct Proxy {
     session: Session,
+    inbox: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    vmm: Channel,
+    to_vmm: VecDeque<Outgoing>,
+    dpu: Option<DpuStream>,
+    announcement: Option<Announcement>,
+    say: Say,
+}
+
+/// A stream to a DPU, and the shim's end of the channel that the DPU has.
+struct DpuStream {
+    number: u64,
+    stream: Channel,
+    to_dpu: VecDeque<Outgoing>,
+    changes: Option<Channel>,
+}
+
+/// "The configuration has changed", on its way to the VMM.
+struct Announcement {
+    channel: Channel,
+    outgoing: Outgoing,
 }
 
 impl Proxy {
-    /// One request and what follows from it.
-    fn exchange(&mut self, notify: &mut dyn FnMut(Note)) -> Result<(), SessionEnd> {
-        let request = self.next_request(notify)?;
-        let forward = self.session.request(request)?;
-        self.send(Peer::Dpu, forward.message)?;
-        let (back, note) = if forward.answered {
-            let answer = self.next_answer()?;
-            self.session.answer(answer)?
-        } else {
-            self.session.unanswered()?
+    /// A session of the VMM on this stream. With the offer of an earlier DPU it is answered before one has come.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new(kind: ObjectKind, vmm: UnixStream, offer: Option<Offer>, say: Say) -> std::io::Result<(Self, Control)> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (commands, inbox) = channel();
+        let process = peer_process(&vmm).ok().and_then(|peer| peer.pid);
+        let proxy = Self {
+            session: Session::new(kind, process, offer),
+            inbox,
+            wake: wake.clone(),
+            vmm: Channel::new(vmm),
+            to_vmm: VecDeque::new(),
+            dpu: None,
+            announcement: None,
+            say,
         };
-        if let Some(note) = note {
-            notify(note);
-        }
-        match back {
-            Some(message) => self.send(Peer::Vmm, message),
-            None => Ok(()),
-        }
+        Ok((proxy, Control { commands, wake }))
     }
 
-    fn next_request(&mut self, notify: &mut dyn FnMut(Note)) -> Result<Message, SessionEnd> {
-        let mut missing_at = self.session.lacks_memory().then(|| Instant::now() + MEMORY_WAIT_MAX);
+    /// Runs the session until the VMM closes its stream (or it is shut down from another thread) or breaks the
+    /// protocol.
+    pub fn run(mut self) -> SessionEnd {
         loop {
-            let ready = self.wait(PollFlags::IN, PollFlags::IN, missing_at)?;
-            if !ready.dpu.is_empty() {
-                // Nothing was asked: the DPU can only have closed, or broken the protocol.
-                match self.dpu.receive().map_err(|e| Fault::receive(Peer::Dpu, e))? {
-                    Received::Closed => return Err(SessionEnd::DpuClosed),
-                    Received::Message(message) => return Err(Fault::UnaskedAnswer(message.request).into()),
-                    Received::Nothing => {}
-                }
-            }
-            if !ready.vmm.is_empty() {
-                match self.vmm.receive().map_err(|e| Fault::receive(Peer::Vmm, e))? {
-                    Received::Closed => return Err(SessionEnd::VmmClosed),
-                    Received::Message(message) => return Ok(message),
-                    Received::Nothing => {}
-                }
-            }
-            if missing_at.is_some_and(|at| Instant::now() >= at) {
-                missing_at = None;
-                notify(Note::MemoryMissing);
+            if let Err(end) = self.turn() {
+                return end;
             }
         }
     }
 
-    fn next_answer(&mut self) -> Result<Message, SessionEnd> {
-        let deadline = Instant::now() + ANSWER_WAIT_MAX;
-        loop {
-            // RDHUP alone: what else the VMM sends has to wait, but when it leaves, the DPU is told at once.
-            let ready = self.wait(PollFlags::RDHUP, PollFlags::IN, Some(deadline))?;
-            if !ready.dpu.is_empty() {
-                match self.dpu.receive().map_err(|e| Fault::receive(Peer::Dpu, e))? {
-                    Received::Closed => return Err(SessionEnd::DpuClosed),
-                    Received::Message(message) => return Ok(message),
-                    Received::Nothing => {}
-                }
-            } else if !ready.vmm.is_empty() {
-                return Err(SessionEnd::VmmClosed);
+    fn turn(&mut self) -> Result<(), SessionEnd> {
+        self.carry_out()?;
+        let ready = self.wait().map_err(|e| Fault::Io(Peer::Vmm, e.into()))?;
+        if ready.wake {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&*self.wake, &mut count);
+            while let Ok(command) = self.inbox.try_recv() {
+                self.obey(command)?;
             }
-            self.check_deadline(deadline)?;
         }
+        // A command may have brought another stream than the one that was looked at.
+        if !ready.dpu.is_empty() && !ready.wake {
+            self.serve_dpu(ready.dpu)?;
+        }
+        if ready.changes && !ready.wake {
+            self.take_changes();
+        }
+        if !ready.announcement.is_empty() {
+            self.send_announcement();
+        }
+        if !ready.vmm.is_empty() {
+            self.serve_vmm(ready.vmm)?;
+        }
+        self.session.tick(Instant::now())?;
+        Ok(())
     }
 
-    fn send(&mut self, to: Peer, message: Message) -> Result<(), SessionEnd> {
-        let mut outgoing = Outgoing::from(message);
-        let deadline = Instant::now() + ANSWER_WAIT_MAX;
-        loop {
-            let (channel, closed) = match to {
-                Peer::Vmm => (&mut self.vmm, SessionEnd::VmmClosed),
-                Peer::Dpu => (&mut self.dpu, SessionEnd::DpuClosed),
-            };
-            match channel.send(&mut outgoing) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) if is_gone(&error) => return Err(closed),
-                Err(error) => return Err(Fault::Io(to, error).into()),
-            }
-            // A peer that does not read is waited for; the other one may leave meanwhile.
-            match to {
-                Peer::Vmm => {
-                    if self.wait(PollFlags::OUT, PollFlags::RDHUP, None)?.dpu.intersects(GONE) {
-                        return Err(SessionEnd::DpuClosed);
+    fn obey(&mut self, command: Command) -> Result<(), Fault> {
+        match command {
+            Command::Stream(number, stream) => {
+                self.end_stream(None);
+                self.session.dpu_lost(Instant::now())?;
+                let (changes, theirs) = match UnixStream::pair() {
+                    Ok(pair) => pair,
+                    Err(error) => {
+                        (self.say)(Said::StreamEnded(number, Some(Fault::Io(Peer::Dpu, error))));
+                        return Ok(());
                     }
+                };
+                self.dpu = Some(DpuStream {
+                    number,
+                    stream: Channel::new(stream),
+                    to_dpu: VecDeque::new(),
+                    changes: Some(Channel::new(changes)),
+                });
+                self.session
+                    .dpu_connected(Arc::new(OwnedFd::from(theirs)), Instant::now());
+            }
+            Command::Hung => {
+                self.session.dpu_hung(Instant::now())?;
+                self.end_stream(None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does all that the session wants done, as far as that goes without waiting.
+    fn carry_out(&mut self) -> Result<(), SessionEnd> {
+        while let Some(output) = self.session.take() {
+            match output {
+                Output::ToVmm(message) => {
+                    self.to_vmm.push_back(message.into());
+                    self.send_to_vmm()?;
                 }
-                Peer::Dpu => {
-                    if self
-                        .wait(PollFlags::RDHUP, PollFlags::OUT, Some(deadline))?
-                        .vmm
-                        .intersects(GONE)
-                    {
-                        return Err(SessionEnd::VmmClosed);
+                Output::ToDpu(message) => {
+                    if let Some(dpu) = &mut self.dpu {
+                        dpu.to_dpu.push_back(message.into());
                     }
-                    self.check_deadline(deadline)?;
+                    self.send_to_dpu()?;
                 }
+                Output::Announce(descriptor) => self.announce(&descriptor),
+                Output::DropDpu(fault) => self.end_stream(Some(fault)),
+                Output::Note(note) => (self.say)(Said::Note(note)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the stream to the DPU: whatever it may still say is not heard.
+    fn end_stream(&mut self, fault: Option<Fault>) {
+        if let Some(dpu) = self.dpu.take() {
+            dpu.stream.shut_down();
+            (self.say)(Said::StreamEnded(dpu.number, fault));
+        }
+    }
+
+    fn lose_dpu(&mut self) -> Result<(), Fault> {
+        self.end_stream(None);
+        self.session.dpu_lost(Instant::now())
+    }
+
+    fn serve_dpu(&mut self, ready: PollFlags) -> Result<(), SessionEnd> {
+        if ready.contains(PollFlags::OUT) {
+            self.send_to_dpu()?;
+        }
+        let Some(dpu) = &mut self.dpu else { return Ok(()) };
+        if !ready.intersects(PollFlags::IN.union(GONE)) {
+            return Ok(());
+        }
+        match dpu.stream.receive() {
+            Ok(Received::Nothing) => {}
+            Ok(Received::Closed) => self.lose_dpu()?,
+            Ok(Received::Message(answer)) => self.session.dpu_answered(answer, Instant::now())?,
+            Err(error) => {
+                let fault = Fault::receive(Peer::Dpu, error);
+                self.end_stream(Some(fault));
+                self.session.dpu_lost(Instant::now())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_to_dpu(&mut self) -> Result<(), SessionEnd> {
+        let Some(dpu) = &mut self.dpu else { return Ok(()) };
+        match send_all(&mut dpu.stream, &mut dpu.to_dpu) {
+            Ok(()) => {}
+            // What it said before it went is still to be read; its end of stream tells the rest.
+            Err(error) if is_gone(&error) => dpu.to_dpu.clear(),
+            Err(error) => {
+                self.end_stream(Some(Fault::Io(Peer::Dpu, error)));
+                self.session.dpu_lost(Instant::now())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_changes(&mut self) {
+        let Some(dpu) = &mut self.dpu else { return };
+        let Some(changes) = &mut dpu.changes else { return };
+        match changes.receive() {
+            Ok(Received::Nothing) => {}
+            Ok(Received::Message(message)) if message.request == BACKEND_CONFIG_CHANGE => self.session.config_changed(),
+            Ok(Received::Message(message)) => {
+                tracing::warn!(
+                    request = message.request,
+                    "the DPU said something unknown on its channel"
+                );
+            }
+            // It makes no use of it, or no more.
+            Ok(Received::Closed) | Err(_) => dpu.changes = None,
+        }
+    }
+
+    fn serve_vmm(&mut self, ready: PollFlags) -> Result<(), SessionEnd> {
+        if ready.contains(PollFlags::OUT) {
+            self.send_to_vmm()?;
+        }
+        if self.reads_vmm() {
+            match self.vmm.receive().map_err(|e| Fault::receive(Peer::Vmm, e))? {
+                Received::Nothing => {}
+                Received::Closed => return Err(SessionEnd::VmmClosed),
+                Received::Message(message) => self.session.request(message, Instant::now())?,
+            }
+        } else if ready.intersects(GONE) {
+            return Err(SessionEnd::VmmClosed);
+        }
+        Ok(())
+    }
+
+    fn reads_vmm(&self) -> bool {
+        self.to_vmm.is_empty() && self.session.wants_request()
+    }
+
+    fn send_to_vmm(&mut self) -> Result<(), SessionEnd> {
+        match send_all(&mut self.vmm, &mut self.to_vmm) {
+            Ok(()) => Ok(()),
+            Err(error) if is_gone(&error) => Err(SessionEnd::VmmClosed),
+            Err(error) => Err(Fault::Io(Peer::Vmm, error).into()),
+        }
+    }
+
+    /// Tells the VMM, without ever waiting for it. One announcement says as much as many.
+    fn announce(&mut self, descriptor: &OwnedFd) {
+        if self.announcement.is_some() {
+            return;
+        }
+        let Ok(descriptor) = descriptor.try_clone() else { return };
+        let message = Message {
+            request: BACKEND_CONFIG_CHANGE,
+            flags: FLAG_VERSION,
+            payload: Vec::new(),
+            descriptors: Vec::new(),
+        };
+        self.announcement = Some(Announcement {
+            channel: Channel::new(UnixStream::from(descriptor)),
+            outgoing: message.into(),
+        });
+        self.send_announcement();
+    }
+
+    fn send_announcement(&mut self) {
+        let Some(Announcement { channel, outgoing }) = &mut self.announcement else {
+            return;
+        };
+        match channel.send(outgoing) {
+            Ok(false) => {}
+            Ok(true) => self.announcement = None,
+            Err(error) => {
+                tracing::warn!(%error, "the VMM cannot be told that a configuration has changed");
+                self.announcement = None;
             }
         }
     }
 
-    fn check_deadline(&self, deadline: Instant) -> Result<(), Fault> {
-        match self.session.outstanding() {
-            Some(code) if Instant::now() >= deadline => Err(Fault::DpuSilent(code, ANSWER_WAIT_MAX.as_secs())),
-            _ => Ok(()),
+    /// Sleeps until something is ready or due.
+    fn wait(&self) -> Result<Ready, Errno> {
+        let mut vmm = PollFlags::RDHUP;
+        if !self.to_vmm.is_empty() {
+            vmm |= PollFlags::OUT;
+        } else if self.session.wants_request() {
+            vmm |= PollFlags::IN;
         }
-    }
-
-    /// Sleeps until one of the sockets has what is asked for, or the deadline has passed.
-    fn wait(&self, vmm: PollFlags, dpu: PollFlags, deadline: Option<Instant>) -> Result<Ready, Fault> {
-        loop {
-            let timeout = deadline.map(timespec_until);
-            let mut fds = [
-                PollFd::from_borrowed_fd(self.vmm.as_fd(), vmm),
-                PollFd::from_borrowed_fd(self.dpu.as_fd(), dpu),
-            ];
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(_) => {
-                    return Ok(Ready {
-                        vmm: fds[0].revents(),
-                        dpu: fds[1].revents(),
-                    });
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Fault::Io(Peer::Vmm, error.into())),
+        let mut fds = vec![
+            PollFd::new(&*self.wake, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.vmm.as_fd(), vmm),
+        ];
+        let (mut dpu, mut changes, mut announcement) = (None, None, None);
+        if let Some(stream) = &self.dpu {
+            let mut flags = PollFlags::IN;
+            flags.set(PollFlags::OUT, !stream.to_dpu.is_empty());
+            dpu = Some(fds.len());
+            fds.push(PollFd::from_borrowed_fd(stream.stream.as_fd(), flags));
+            if let Some(channel) = &stream.changes {
+                changes = Some(fds.len());
+                fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
             }
         }
+        if let Some(waiting) = &self.announcement {
+            announcement = Some(fds.len());
+            fds.push(PollFd::from_borrowed_fd(waiting.channel.as_fd(), PollFlags::OUT));
+        }
+        let timeout = self.session.deadline().map(timespec_until);
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        let of = |index: Option<usize>| index.map_or(PollFlags::empty(), |index| fds[index].revents());
+        Ok(Ready {
+            wake: !fds[0].revents().is_empty(),
+            vmm: fds[1].revents(),
+            dpu: of(dpu),
+            changes: !of(changes).is_empty(),
+            announcement: of(announcement),
+        })
     }
 }
 
@@ -194,8 +394,22 @@ impl Proxy {
 const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 
 struct Ready {
+    wake: bool,
     vmm: PollFlags,
     dpu: PollFlags,
+    changes: bool,
+    announcement: PollFlags,
+}
+
+/// Sends what goes without waiting.
+fn send_all(channel: &mut Channel, queue: &mut VecDeque<Outgoing>) -> std::io::Result<()> {
+    while let Some(outgoing) = queue.front_mut() {
+        if !channel.send(outgoing)? {
+            break;
+        }
+        queue.pop_front();
+    }
+    Ok(())
 }
 
 fn is_gone(error: &std::io::Error) -> bool {

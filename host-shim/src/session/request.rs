@@ -1,12 +1,10 @@
 //! A VMM's message, parsed and checked against the table: the seam behind which sessions think in requests.
 
-use std::os::fd::OwnedFd;
-
 use outboard_controls::{Check, on};
 
 use super::{
     fault::Fault,
-    framing::Message,
+    framing::{Descriptor, Message},
     vhost_user_wire::{
         Code, Descriptors, FLAG_NEED_REPLY, FLAG_REPLY, Layout, Rule, VRING_INDEX_MASK, VRING_NO_DESCRIPTOR, rule,
     },
@@ -17,7 +15,7 @@ const REGION_LEN: usize = 32;
 /// Length of what precedes the region or regions.
 const REGIONS_HEAD_LEN: usize = 8;
 /// Length of what precedes configuration bytes.
-const CONFIG_HEAD_LEN: usize = 12;
+pub const CONFIG_HEAD_LEN: usize = 12;
 
 /// A region of guest memory, as the VMM describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +74,8 @@ pub enum Payload {
         offset: u32,
         /// Length in bytes.
         len: u32,
+        /// Who writes: 0 the driver, 1 a migration.
+        flags: u32,
     },
     /// A region that tracks requests in flight.
     Inflight {
@@ -109,7 +109,7 @@ pub struct Request {
     /// The same, as it came.
     pub bytes: Vec<u8>,
     /// What came along.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<Descriptor>,
 }
 
 impl Request {
@@ -244,9 +244,9 @@ fn parse_payload(layout: Layout, bytes: &[u8]) -> Option<Payload> {
             Payload::Regions(vec![words.region()?])
         }
         Layout::Config => {
-            let (offset, len) = (words.u32()?, words.u32()?);
+            let (offset, len, flags) = (words.u32()?, words.u32()?, words.u32()?);
             let total = usize::try_from(len).ok()?.checked_add(CONFIG_HEAD_LEN)?;
-            return (bytes.len() == total).then_some(Payload::Config { offset, len });
+            return (bytes.len() == total).then_some(Payload::Config { offset, len, flags });
         }
         Layout::Inflight => {
             let payload = Payload::Inflight {

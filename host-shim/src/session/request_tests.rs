@@ -1,6 +1,6 @@
 //! The table and the parser against each other, and hostile messages against both.
 
-use std::os::fd::OwnedFd;
+use crate::session::framing::Descriptor;
 
 use outboard_controls::{Check, Off};
 use proptest::prelude::*;
@@ -9,8 +9,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::*;
 use crate::session::vhost_user_wire::{FLAG_VERSION, RULES};
 
-fn descriptors(count: usize) -> Vec<OwnedFd> {
-    (0..count).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect()
+fn descriptors(count: usize) -> Vec<Descriptor> {
+    (0..count)
+        .map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap().into())
+        .collect()
 }
 
 /// A legal payload and the number of descriptors with it.

@@ -36,12 +36,13 @@ pub const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 
 /// Protocol features, by bit.
 pub mod protocol_feature {
+    // `RARP` and `STATUS` are left out: what they carry is a moment's, and could not be said again to a DPU that was
+    // away at that moment.
+
     /// Several queues; `GET_QUEUE_NUM`.
     pub const MQ: u64 = 1 << 0;
     /// The dirty log comes as a descriptor, and `SET_LOG_BASE` is answered.
     pub const LOG_SHMFD: u64 = 1 << 1;
-    /// `SEND_RARP`.
-    pub const RARP: u64 = 1 << 2;
     /// Any message may ask for an acknowledgement.
     pub const REPLY_ACK: u64 = 1 << 3;
     /// `NET_SET_MTU`.
@@ -56,22 +57,18 @@ pub mod protocol_feature {
     pub const RESET_DEVICE: u64 = 1 << 13;
     /// `GET_MAX_MEM_SLOTS`, `ADD_MEM_REG`, `REM_MEM_REG`.
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
-    /// `SET_STATUS`, `GET_STATUS`.
-    pub const STATUS: u64 = 1 << 16;
 
     /// All those whose messages the shim knows; others are taken out of what the DPU offers.
-    pub const KNOWN: u64 = MQ
-        | LOG_SHMFD
-        | RARP
-        | REPLY_ACK
-        | MTU
-        | BACKEND_REQ
-        | CONFIG
-        | INFLIGHT_SHMFD
-        | RESET_DEVICE
-        | CONFIGURE_MEM_SLOTS
-        | STATUS;
+    pub const KNOWN: u64 =
+        MQ | LOG_SHMFD | REPLY_ACK | MTU | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
 }
+
+/// On the back-end's own channel: the device's configuration has changed (`VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`).
+pub const BACKEND_CONFIG_CHANGE: u32 = 2;
+/// Most bytes of configuration space that vhost-user carries (`VHOST_USER_MAX_CONFIG_SIZE`).
+pub const CONFIG_LEN_MAX: usize = 256;
+/// Most entries of a ring (virtio 1.3 §2.7).
+pub const QUEUE_SIZE_MAX: u32 = 32_768;
 
 /// What a payload holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,7 +187,6 @@ requests! {
     SetProtocolFeatures = 16, "SET_PROTOCOL_FEATURES", U64, None, Answer::Ack;
     GetQueueNum = 17, "GET_QUEUE_NUM", Empty, None, U64_ANSWER;
     SetVringEnable = 18, "SET_VRING_ENABLE", VringState, None, Answer::Ack;
-    SendRarp = 19, "SEND_RARP", U64, None, Answer::Ack;
     NetSetMtu = 20, "NET_SET_MTU", U64, None, Answer::Ack;
     SetBackendReqFd = 21, "SET_BACKEND_REQ_FD", Empty, One, Answer::Ack;
     GetConfig = 24, "GET_CONFIG", Config, None, CONFIG_ANSWER;
@@ -201,8 +197,6 @@ requests! {
     GetMaxMemSlots = 36, "GET_MAX_MEM_SLOTS", Empty, None, U64_ANSWER;
     AddMemReg = 37, "ADD_MEM_REG", Region, PerRegion, Answer::Ack;
     RemMemReg = 38, "REM_MEM_REG", Region, Ignored, Answer::Ack;
-    SetStatus = 39, "SET_STATUS", U64, None, Answer::Ack;
-    GetStatus = 40, "GET_STATUS", Empty, None, U64_ANSWER;
 }
 
 /// One row of the table.

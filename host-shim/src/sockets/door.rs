@@ -1,6 +1,6 @@
 //! One device's door: a thread that lets a VMM in, one at a time, and keeps its session.
 //!
-//! The thread sleeps in `poll` on its listener, its command queue and a VMM that waits. Each session runs in a thread
+//! The thread sleeps in `poll` on its listener and its command queue. Each session runs in a thread
 //! of its own, so a VMM that stalls holds nothing but itself.
 
 use std::{
@@ -25,10 +25,11 @@ use rustix::{
 
 use super::{Listener, ROOT_UID, SocketError, check_peer, connect_to};
 use crate::{
-    agent::{Connection, DeviceSettings, Input, VmmEnd, backoff::Backoff},
+    agent::{Connection, DeviceSettings, Input, Ticket, VmmEnd, backoff::Backoff},
     session::{
-        Note, fault,
-        proxy::{self, MEMORY_WAIT_MAX, SessionEnd, timespec_until},
+        MEMORY_WAIT_MAX, Note, fault,
+        offer::Offer,
+        proxy::{Control, Proxy, Said, SessionEnd, timespec_until},
     },
 };
 
@@ -43,9 +44,12 @@ const NEXT_VMM_WAIT_MAX: Duration = Duration::from_secs(2);
 enum Command {
     Open,
     Close,
-    /// The DPU serves this connection on the stream.
-    Serve(Connection, UnixStream),
+    /// The DPU serves this connection on the stream, which the request has brought along.
+    Serve(Connection, Ticket, UnixStream),
+    DpuIsHung(Connection),
     CloseVmm(Connection),
+    /// From the session's thread: what the DPU offers.
+    Offered(Connection, Offer),
     /// From the session's thread.
     Ended(Connection, SessionEnd),
     Quit,
@@ -109,6 +113,7 @@ impl Door {
                 mailbox: own,
                 gate: Gate::Shut,
                 guest: None,
+                offer: None,
                 next: None,
                 retry,
                 told: None,
@@ -132,9 +137,14 @@ impl Door {
         self.mailbox.send(Command::Close);
     }
 
-    /// Begins the session of a connection.
-    pub fn serve(&self, connection: Connection, dpu: UnixStream) {
-        self.mailbox.send(Command::Serve(connection, dpu));
+    /// Gives a connection's session a stream to the DPU.
+    pub fn serve(&self, connection: Connection, ticket: Ticket, dpu: UnixStream) {
+        self.mailbox.send(Command::Serve(connection, ticket, dpu));
+    }
+
+    /// The DPU that serves a connection's session is hung.
+    pub fn dpu_is_hung(&self, connection: Connection) {
+        self.mailbox.send(Command::DpuIsHung(connection));
     }
 
     /// Ends a connection.
@@ -160,15 +170,20 @@ enum Gate {
     Connect(Instant),
 }
 
-enum Guest {
-    /// Let in, waiting for the DPU.
-    Waiting { connection: Connection, stream: UnixStream },
-    /// In session; the streams are kept to shut them down.
-    Served {
-        connection: Connection,
-        streams: [UnixStream; 2],
-        thread: JoinHandle<()>,
-    },
+/// A VMM that was let in.
+struct Guest {
+    connection: Connection,
+    control: Control,
+    /// Its stream, kept to shut it down.
+    vmm: UnixStream,
+    thread: JoinHandle<()>,
+}
+
+impl Guest {
+    fn shut_down(&self) {
+        // An error says that it is closed already.
+        let _ = self.vmm.shutdown(Shutdown::Both);
+    }
 }
 
 struct Keeper {
@@ -180,6 +195,8 @@ struct Keeper {
     mailbox: Mailbox,
     gate: Gate,
     guest: Option<Guest>,
+    /// What the device's DPU offered last: with it a VMM is answered while the DPU is away.
+    offer: Option<Offer>,
     /// A VMM that came while another one is in, and until when it may wait.
     next: Option<(UnixStream, Instant)>,
     retry: Backoff,
@@ -200,9 +217,6 @@ impl Keeper {
                 return false;
             }
             self.obey(command);
-        }
-        if happened.guest {
-            self.look_after_waiting();
         }
         if happened.listener {
             self.accept();
@@ -233,9 +247,6 @@ impl Keeper {
         if let Some(listener) = listener {
             fds.push(PollFd::new(listener, PollFlags::IN));
         }
-        if let Some(Guest::Waiting { stream, .. }) = &self.guest {
-            fds.push(PollFd::new(stream, PollFlags::RDHUP));
-        }
         let timeout = self.deadline().map(timespec_until);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {
@@ -245,7 +256,6 @@ impl Keeper {
                 Some(Happened {
                     wake,
                     listener: on_listener,
-                    guest: ready.next().unwrap_or(false),
                 })
             }
             Err(error) => {
@@ -275,9 +285,32 @@ impl Keeper {
                 self.gate = Gate::Shut;
                 self.next = None;
                 self.told = None;
+                // The binding is over, or there was none: the next one may be to something else.
+                self.offer = None;
             }
-            Command::Serve(connection, dpu) => self.serve(connection, dpu),
-            Command::CloseVmm(connection) => self.close_vmm(connection),
+            Command::Serve(connection, ticket, dpu) => {
+                // If it has left meanwhile, dropping the stream tells the DPU.
+                if let Some(guest) = self.guest_of(connection) {
+                    guest.control.serve(ticket.0, dpu);
+                }
+                self.retry.reset();
+            }
+            Command::DpuIsHung(connection) => {
+                if let Some(guest) = self.guest_of(connection) {
+                    guest.control.dpu_is_hung();
+                }
+            }
+            Command::Offered(connection, offer) => {
+                if self.guest_of(connection).is_some() && !matches!(self.gate, Gate::Shut) {
+                    self.offer = Some(offer);
+                    (self.sink)(Input::Offered(self.object.clone(), connection));
+                }
+            }
+            Command::CloseVmm(connection) => {
+                if let Some(guest) = self.guest_of(connection) {
+                    guest.shut_down();
+                }
+            }
             Command::Ended(connection, end) => self.ended(connection, end),
             Command::Quit => {}
         }
@@ -355,8 +388,16 @@ impl Keeper {
         }
         let connection = self.numbers.next();
         tracing::info!(object = %self.object, connection = connection.0, "a VMM has connected");
-        self.guest = Some(Guest::Waiting { connection, stream });
-        (self.sink)(Input::VmmConnected(self.object.clone(), connection));
+        match self.start_session(connection, stream) {
+            Ok(guest) => {
+                self.guest = Some(guest);
+                (self.sink)(Input::VmmConnected(self.object.clone(), connection));
+            }
+            Err(source) => {
+                let path = self.settings.socket.clone();
+                self.tell(&SocketError::Io { path, source });
+            }
+        }
     }
 
     fn admit_next(&mut self) {
@@ -367,98 +408,40 @@ impl Keeper {
         }
     }
 
-    /// A VMM that waits for the DPU has left.
-    fn look_after_waiting(&mut self) {
-        if let Some(Guest::Waiting { connection, .. }) = self.guest {
-            self.guest = None;
-            (self.sink)(Input::VmmGone(self.object.clone(), connection, VmmEnd::Closed));
-            self.admit_next();
-        }
+    fn guest_of(&self, connection: Connection) -> Option<&Guest> {
+        self.guest.as_ref().filter(|guest| guest.connection == connection)
     }
 
-    fn serve(&mut self, connection: Connection, dpu: UnixStream) {
-        match self.guest.take() {
-            Some(Guest::Waiting {
-                connection: waiting,
-                stream,
-            }) if waiting == connection => match self.start_session(connection, stream, dpu) {
-                Ok(guest) => {
-                    self.guest = Some(guest);
-                    self.retry.reset();
-                }
-                Err(source) => {
-                    let path = self.settings.socket.clone();
-                    self.tell(&SocketError::Io { path, source });
-                    (self.sink)(Input::VmmGone(self.object.clone(), connection, VmmEnd::Closed));
-                }
-            },
-            // It has left meanwhile; dropping the stream tells the DPU.
-            other => self.guest = other,
-        }
-    }
-
-    fn start_session(&self, connection: Connection, vmm: UnixStream, dpu: UnixStream) -> io::Result<Guest> {
-        let streams = [vmm.try_clone()?, dpu.try_clone()?];
-        let (object, sink, mailbox) = (self.object.clone(), self.sink.clone(), self.mailbox.clone());
-        let name = format!("vmm {}", object.name);
-        let thread = thread::Builder::new().name(name).spawn(move || {
-            let mut notify = |note| {
-                let object = object.clone();
-                (sink)(match note {
-                    Note::MemoryAccepted => Input::MemoryAccepted(object, connection),
-                    Note::MemoryMissing => {
-                        let detail = format!(
-                            "its driver is ready and {} s later the VMM has passed no memory",
-                            MEMORY_WAIT_MAX.as_secs()
-                        );
-                        let problem = fault::no_shared_memory(&object, &detail);
-                        Input::SessionProblem(object, connection, problem)
-                    }
-                });
-            };
-            let end = proxy::run(vmm, dpu, &mut notify);
-            mailbox.send(Command::Ended(connection, end));
-        })?;
-        Ok(Guest::Served {
+    fn start_session(&self, connection: Connection, stream: UnixStream) -> io::Result<Guest> {
+        let vmm = stream.try_clone()?;
+        let reporter = Reporter {
+            object: self.object.clone(),
             connection,
-            streams,
+            sink: self.sink.clone(),
+            mailbox: self.mailbox.clone(),
+        };
+        let say = Box::new(move |said| reporter.report(said));
+        let (proxy, control) = Proxy::new(self.object.kind, stream, self.offer.clone(), say)?;
+        let (name, mailbox) = (format!("vmm {}", self.object.name), self.mailbox.clone());
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn(move || mailbox.send(Command::Ended(connection, proxy.run())))?;
+        Ok(Guest {
+            connection,
+            control,
+            vmm,
             thread,
         })
     }
 
-    fn close_vmm(&mut self, connection: Connection) {
-        match &self.guest {
-            Some(Guest::Waiting {
-                connection: waiting, ..
-            }) if *waiting == connection => {
-                self.guest = None;
-                self.admit_next();
-            }
-            Some(Guest::Served {
-                connection: served,
-                streams,
-                ..
-            }) if *served == connection => shut_down(streams),
-            _ => {}
-        }
-    }
-
     fn ended(&mut self, connection: Connection, end: SessionEnd) {
-        match self.guest.take() {
-            Some(Guest::Served {
-                connection: served,
-                streams,
-                thread,
-            }) if served == connection => {
-                // The clones would keep the connection open.
-                shut_down(&streams);
-                let _ = thread.join();
-            }
-            other => self.guest = other,
+        if let Some(guest) = self.guest.take_if(|guest| guest.connection == connection) {
+            // The clone would keep the connection open.
+            guest.shut_down();
+            let _ = guest.thread.join();
         }
         let end = match end {
             SessionEnd::VmmClosed => VmmEnd::Closed,
-            SessionEnd::DpuClosed => VmmEnd::DpuClosed,
             SessionEnd::Fault(fault) => {
                 let problem = fault.problem(&self.object);
                 tracing::warn!(object = %self.object, error = problem.error, fix = problem.remedy, "session closed");
@@ -485,22 +468,64 @@ impl Keeper {
     }
 
     fn leave(mut self) {
-        if let Some(Guest::Served { streams, thread, .. }) = self.guest.take() {
-            shut_down(&streams);
-            let _ = thread.join();
+        if let Some(guest) = self.guest.take() {
+            guest.shut_down();
+            let _ = guest.thread.join();
         }
+    }
+}
+
+/// Turns what a session says into what the agent takes in.
+struct Reporter {
+    object: ObjectRef,
+    connection: Connection,
+    sink: Sink,
+    mailbox: Mailbox,
+}
+
+impl Reporter {
+    fn report(&self, said: Said) {
+        let (object, connection) = (self.object.clone(), self.connection);
+        (self.sink)(match said {
+            Said::StreamEnded(number, fault) => {
+                let problem = fault.map(|fault| {
+                    let problem = fault.problem(&object);
+                    tracing::warn!(%object, error = problem.error, fix = problem.remedy, "stream to the DPU closed");
+                    problem
+                });
+                Input::StreamEnded(object, connection, Ticket(number), problem)
+            }
+            // Through the door, which keeps it for the next VMM.
+            Said::Note(Note::Offered(offer)) => return self.mailbox.send(Command::Offered(connection, offer)),
+            Said::Note(Note::Ready { replay }) => {
+                if replay {
+                    tracing::info!(%object, connection = connection.0, "another DPU has taken the session over");
+                }
+                Input::Ready(object, connection, replay)
+            }
+            Said::Note(Note::DpuLost(in_flight)) => {
+                tracing::warn!(%object, connection = connection.0, in_flight, "the session has no DPU; the VM waits");
+                Input::DpuLost(object, connection, in_flight)
+            }
+            Said::Note(Note::Held) => {
+                tracing::warn!(%object, connection = connection.0, "GET_VRING_BASE waits for requests in flight");
+                Input::Held(object, connection, true)
+            }
+            Said::Note(Note::HeldOver) => Input::Held(object, connection, false),
+            Said::Note(Note::MemoryAccepted) => Input::MemoryAccepted(object, connection),
+            Said::Note(Note::MemoryMissing) => {
+                let detail = format!(
+                    "its driver is ready and {} s later the VMM has passed no memory",
+                    MEMORY_WAIT_MAX.as_secs()
+                );
+                let problem = fault::no_shared_memory(&object, &detail);
+                Input::SessionProblem(object, connection, problem)
+            }
+        });
     }
 }
 
 struct Happened {
     wake: bool,
     listener: bool,
-    guest: bool,
-}
-
-fn shut_down(streams: &[UnixStream; 2]) {
-    for stream in streams {
-        // An error says that it is closed already.
-        let _ = stream.shutdown(Shutdown::Both);
-    }
 }

@@ -28,8 +28,10 @@ use rustix::net::{
 };
 
 pub const VIRTIO_FEATURES: u64 = 1 << 32 | 1 << 30;
-/// MQ, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS; and PAGEFAULT, which the shim has to take out.
-pub const PROTOCOL_FEATURES: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15 | 1 << 8;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS; and PAGEFAULT, which the shim has to take out.
+pub const PROTOCOL_FEATURES: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15 | 1 << 8;
+/// What the shim asks and says before the VMM has a part in it.
+pub const GREETING: [u32; 8] = [1, 15, 16, 3, 17, 36, 24, 21];
 
 /// A vhost-user message that the DPU got.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,14 @@ struct State {
     mute: Option<u32>,
     /// Answer this request number with an error.
     refuse: Option<u32>,
+    /// Close a session's stream instead of answering, after so many more messages.
+    close_after: Option<usize>,
+    /// Answer nothing on the link.
+    link_hangs: bool,
+    /// Virtio features that are not offered any more.
+    lacks: u64,
+    /// The channel on which changes of configuration are told.
+    channel: Option<UnixStream>,
     released: Vec<(String, u64)>,
     stopping: bool,
 }
@@ -179,6 +189,32 @@ impl FakeDpu {
         lock(&self.state).mute = Some(request);
     }
 
+    pub fn unmute(&self) {
+        lock(&self.state).mute = None;
+    }
+
+    /// Goes on taking requests on the link and on sessions, and answers none.
+    pub fn hang(&self) {
+        lock(&self.state).link_hangs = true;
+    }
+
+    /// Closes a session's stream in place of an answer, after this many more.
+    pub fn close_after(&self, messages: usize) {
+        lock(&self.state).close_after = Some(messages);
+    }
+
+    /// Offers less from the next session on.
+    pub fn lack(&self, features: u64) {
+        lock(&self.state).lacks = features;
+    }
+
+    /// Says that the configuration has changed.
+    pub fn say_config_changed(&self) {
+        let channel = lock(&self.state).channel.as_ref().unwrap().try_clone().unwrap();
+        let message: Vec<u8> = [2_u32, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        (&channel).write_all(&message).unwrap();
+    }
+
     pub fn refuse(&self, request: u32) {
         lock(&self.state).refuse = Some(request);
     }
@@ -240,6 +276,9 @@ fn serve_link(state: &Arc<Mutex<State>>, link: &OwnedFd) {
     while let Some((len, descriptors)) = receive(link, &mut packet) {
         let NumberedRequest { seq, request } = codec::decode(&packet[..len], LINK_MESSAGE_LEN_MAX).unwrap();
         let reply = answer(state, request, descriptors);
+        if lock(state).link_hangs {
+            continue;
+        }
         let message = codec::encode(&FromDpu::Reply { seq, reply });
         if send(link, &message, SendFlags::NOSIGNAL).is_err() {
             return;
@@ -327,7 +366,7 @@ impl FakeDpu {
 
 fn serve_device(state: &Mutex<State>, stream: &UnixStream) {
     let mut acks = false;
-    while let Some((header, descriptors)) = receive_exact(stream, 12) {
+    while let Some((header, mut descriptors)) = receive_exact(stream, 12) {
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
         let (request, flags, size) = (word(0), word(4), word(8) as usize);
         let payload = match size {
@@ -338,8 +377,16 @@ fn serve_device(state: &Mutex<State>, stream: &UnixStream) {
             },
         };
         let need_reply = flags & 8 != 0;
-        let (muted, refuse) = {
+        let (muted, refuse, lacks) = {
             let mut held = lock(state);
+            match held.close_after {
+                Some(0) => {
+                    held.close_after = None;
+                    return drop(stream.shutdown(Shutdown::Both));
+                }
+                Some(left) => held.close_after = Some(left - 1),
+                None => {}
+            }
             let seen = Seen {
                 request,
                 need_reply,
@@ -347,20 +394,20 @@ fn serve_device(state: &Mutex<State>, stream: &UnixStream) {
                 descriptors: descriptors.len(),
             };
             held.seen.push(seen);
-            (held.mute == Some(request), held.refuse == Some(request))
+            if request == 21 {
+                held.channel = descriptors.pop().map(UnixStream::from);
+            }
+            let muted = held.mute == Some(request) || held.link_hangs;
+            (muted, held.refuse == Some(request), held.lacks)
         };
         if muted {
             continue;
         }
         let (answer, descriptor) = match request {
-            1 => (Some(VIRTIO_FEATURES.to_le_bytes().to_vec()), None),
+            1 => (Some((VIRTIO_FEATURES & !lacks).to_le_bytes().to_vec()), None),
             15 => (Some(PROTOCOL_FEATURES.to_le_bytes().to_vec()), None),
             17 | 36 => (Some(2_u64.to_le_bytes().to_vec()), None),
             11 | 24 => (Some(payload.clone()), None),
-            31 => {
-                let file = rustix::fs::memfd_create("inflight", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-                (Some(payload.clone()), Some(file))
-            }
             16 => {
                 acks = payload[0] & 8 != 0;
                 (None, None)

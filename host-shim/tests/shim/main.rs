@@ -3,5 +3,6 @@
 mod binary;
 mod devices;
 mod fake_dpu;
+mod replay;
 mod sessions;
 mod world;

@@ -92,9 +92,11 @@ pub enum Check {
     StaleQueue,
     /// A queue has stopped only once nothing of it is in flight.
     StopDrains,
+    /// What a session remembers stays within what its DPU offered: rings, memory slots, regions for what is in flight.
+    SessionBounds,
 }
 
-const ALL: [(Check, &str); 41] = [
+const ALL: [(Check, &str); 42] = [
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
@@ -136,6 +138,7 @@ const ALL: [(Check, &str); 41] = [
     (Check::ReceiveBuffer, "receive-buffer"),
     (Check::StaleQueue, "stale-queue"),
     (Check::StopDrains, "stop-drains"),
+    (Check::SessionBounds, "session-bounds"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.
