@@ -82,6 +82,8 @@ pub enum Check {
     InflightRegion,
     /// A driver of IN_ORDER gets its chains back in the order in which it gave them.
     InOrder,
+    /// No more bytes are told to be written than there is room for.
+    UsedLen,
     /// Frames must fit the MTU, or the largest frame there is.
     FrameLength,
     /// IP headers must agree with themselves and with the frame.
@@ -133,6 +135,7 @@ const ALL: [(Check, &str); 42] = [
     (Check::LogCoversMemory, "log-covers-memory"),
     (Check::InflightRegion, "inflight-region"),
     (Check::InOrder, "in-order"),
+    (Check::UsedLen, "used-len"),
     (Check::FrameLength, "frame-length"),
     (Check::WellFormedIp, "well-formed-ip"),
     (Check::ReceiveBuffer, "receive-buffer"),

@@ -3,17 +3,21 @@
 //!
 //! Part of the fuzz target, of a property test, and of the test that replays the corpus.
 
+use std::{fs::File, sync::Arc};
+
 use outboard_ring::{
-    Chain, Descriptor, SplitRing,
+    Chain, Descriptor, DirtyLog, InflightRegion, RingLog, SplitRing,
     driver::{Driver, GuestRam, RAM_START, chain_of},
 };
 
 const SIZE: u16 = 8;
 const RAM_LEN: u64 = 1 << 16;
+/// Bytes of a log up to the end of RAM.
+const LOG_LEN: u64 = (RAM_START + RAM_LEN) / 4096 / 8;
 /// INDIRECT_DESC and EVENT_IDX.
 const FEATURES: [u64; 4] = [0, 1 << 28, 1 << 29, 3 << 28];
 
-/// Run a script: the first byte has the features and the starting indices, then come operations.
+/// Run a script: the first byte has the features, the starting indices and the logs, then come operations.
 pub fn run(script: &[u8]) {
     let mut script = Script(script);
     let first = script.byte();
@@ -21,14 +25,24 @@ pub fn run(script: &[u8]) {
     ram.alloc(64, 1);
     let start = if first & 4 == 0 { 0 } else { u16::MAX - 3 };
     let mut driver = Driver::new(&ram, SIZE, FEATURES[usize::from(first & 3)]).starting_at(start);
-    let mut ring = SplitRing::new(driver.config(), ram.memory().clone()).expect("the ring itself is in order");
+    // Some rings note what is in flight, some log what is written.
+    let region = (first & 8 != 0).then(|| InflightRegion::create(1, SIZE).expect("a small region"));
+    let dirty = (first & 16 != 0).then(|| GuestRam::new(4096));
+    let mut ring = begin(&driver, &ram, region.as_ref(), dirty.as_ref().map(GuestRam::file));
     let mut held: Vec<u16> = Vec::new();
+    // Popped and not published, oldest first.
+    let mut in_flight: Vec<u16> = Vec::new();
+    let mut staged: Vec<u16> = Vec::new();
     // The chain popped last, while it is held.
     let mut last = None;
     let mut broken = false;
     let mut chain = Chain::new();
     while !script.0.is_empty() {
-        match script.byte() % 10 {
+        let op = match script.byte() {
+            250 => 10,
+            byte => byte % 10,
+        };
+        match op {
             0 => {
                 let index = u16::from(script.byte()) % SIZE;
                 driver.set_descriptor(index, script.descriptor(&driver));
@@ -50,6 +64,9 @@ pub fn run(script: &[u8]) {
                     check(&ram, &driver, &chain);
                     held.push(chain.head());
                     last = Some(chain.head());
+                    if !in_flight.contains(&chain.head()) {
+                        in_flight.push(chain.head());
+                    }
                 }
                 Ok(false) => {}
                 Err(error) => {
@@ -60,14 +77,14 @@ pub fn run(script: &[u8]) {
             6 => {
                 let head = script.index();
                 let was_held = held.iter().position(|&h| h == head).map(|at| held.remove(at)).is_some();
-                assert_eq!(
-                    ring.push_used(&chain_of(head), u32::from(script.byte())).is_ok(),
-                    was_held
-                );
+                assert_eq!(ring.push_used(&chain_of(head), 0).is_ok(), was_held);
+                staged.extend(was_held.then_some(head));
                 last = last.filter(|&last| last != head);
             }
             7 => {
                 ring.publish().expect("the ring's memory is there");
+                in_flight.retain(|head| !staged.contains(head));
+                staged.clear();
             }
             8 if script.byte() & 1 == 0 => ring.disable_kicks(),
             8 => match ring.enable_kicks() {
@@ -77,16 +94,49 @@ pub fn run(script: &[u8]) {
                     broken = true;
                 }
             },
+            10 => {
+                // The device is killed, and another one takes over what it had.
+                if region.is_some() {
+                    ring = begin(&driver, &ram, region.as_ref(), dirty.as_ref().map(GuestRam::file));
+                    assert_eq!(usize::from(ring.to_replay()), in_flight.len());
+                    (held, staged, last, broken) = (Vec::new(), Vec::new(), None, false);
+                }
+            }
             _ => {
                 if let Some(head) = last.take() {
+                    let replayed = ring.to_replay();
                     ring.unpop(1);
                     held.retain(|&h| h != head);
+                    // What was in flight before this device began still is.
+                    if ring.to_replay() == replayed {
+                        in_flight.retain(|&h| h != head);
+                    }
                 }
             }
         }
         assert_eq!(usize::from(ring.in_flight()), held.len());
         assert_eq!(ring.broken().is_some(), broken);
     }
+}
+
+/// A device's side of the ring, the first or the next.
+fn begin(driver: &Driver, ram: &GuestRam, region: Option<&File>, dirty: Option<&File>) -> SplitRing {
+    let (config, memory) = (driver.config(), ram.memory().clone());
+    let ring = match region {
+        None => SplitRing::new(config, memory),
+        Some(file) => {
+            let len = InflightRegion::len_needed(1, SIZE);
+            let region = InflightRegion::map(file, 0, len, 1, SIZE).expect("a region of our own");
+            SplitRing::with_inflight(config, memory, region.queue(0).expect("its only queue"))
+        }
+    };
+    let mut ring = ring.expect("the ring itself is in order");
+    if let Some(file) = dirty {
+        let log = Arc::new(DirtyLog::map(file, 0, LOG_LEN).expect("a log of our own"));
+        let used_addr = Some(config.used);
+        ring.set_log(Some(RingLog { log, used_addr }));
+    }
+    ring
 }
 
 /// What every chain that is handed out has in common.

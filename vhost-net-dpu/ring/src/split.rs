@@ -77,6 +77,18 @@ pub enum RingError {
         /// Which.
         head: u16,
     },
+    /// More bytes are said to be written than the chain has room for.
+    #[error(
+        "the device says that it wrote {len} bytes to descriptor {head}, which has room for {room}: report this as a bug"
+    )]
+    UsedLen {
+        /// The chain's first descriptor.
+        head: u16,
+        /// What it says.
+        len: u32,
+        /// Writable bytes of the chain.
+        room: u64,
+    },
     /// A chain was given back before one that was taken earlier, but the driver relies on the order.
     #[error(
         "the device gave back descriptor {head} before {due}, though it promised to keep the order: report this as a bug"
@@ -308,8 +320,8 @@ impl SplitRing {
     /// [`SplitRing::publish`].
     ///
     /// # Errors
-    /// [`RingError::NotInFlight`] if the device does not have this chain, [`RingError::OutOfOrder`] if it has an older
-    /// one and the driver relies on the order.
+    /// [`RingError::NotInFlight`] if the device does not have this chain, [`RingError::UsedLen`] if it has room for
+    /// fewer bytes, [`RingError::OutOfOrder`] if the device has an older one and the driver relies on the order.
     #[inline]
     pub fn push_used(&mut self, chain: &Chain, len: u32) -> Result<(), RingError> {
         self.push_used_dirtying(chain, len, u64::from(len))
@@ -323,6 +335,11 @@ impl SplitRing {
     #[inline]
     pub fn push_used_dirtying(&mut self, chain: &Chain, len: u32, dirtied_len: u64) -> Result<(), RingError> {
         let head = chain.head();
+        let room = chain.writable_len();
+        // Bytes that nobody wrote would be what the driver's buffer held before (virtio 1.3 §2.7.8.2).
+        if u64::from(len) > room && on(Check::UsedLen) {
+            return Err(RingError::UsedLen { head, len, room });
+        }
         if self.layout.in_order {
             self.check_order(head)?;
         }

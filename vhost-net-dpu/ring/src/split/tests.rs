@@ -1,5 +1,9 @@
+use outboard_controls::Off;
 use proptest::prelude::*;
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::bindings::{
+    virtio_config::VIRTIO_F_IN_ORDER,
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+};
 
 use super::*;
 use crate::driver::{Driver, GuestRam, chain_of};
@@ -242,9 +246,9 @@ proptest! {
             let seen = |segments: &[crate::Segment]| segments.iter().map(|s| (s.addr, s.len)).collect::<Vec<_>>();
             prop_assert_eq!(seen(chain.readable()), from.to_vec());
             prop_assert_eq!(seen(chain.writable()), to.to_vec());
-            ring.push_used(&chain_of(head), 1).unwrap();
+            ring.push_used(&chain, u32::from(writable > 0)).unwrap();
             ring.publish().unwrap();
-            prop_assert_eq!(driver.used(), Some((head, 1)));
+            prop_assert_eq!(driver.used(), Some((head, u32::from(writable > 0))));
         }
     }
 }
@@ -297,4 +301,69 @@ fn h02_a_chain_found_when_other_memory_vanished_is_not_held() {
     );
     ring.unpop(1);
     assert_eq!((ring.in_flight(), ring.next_avail()), (0, 0));
+}
+
+/// Pops `count` chains of one writable buffer of 8 bytes each.
+fn popped(driver: &mut Driver, ring: &mut SplitRing, count: usize) -> Vec<Chain> {
+    let mut chains: Vec<Chain> = (0..count).map(|_| Chain::new()).collect();
+    for chain in &mut chains {
+        driver.add_bytes(&[], &[8]).unwrap();
+        driver.publish();
+        assert_eq!(ring.pop(chain), Ok(true));
+    }
+    chains
+}
+
+#[test]
+fn chains_of_an_in_order_driver_go_back_in_order() {
+    let (_ram, mut driver, mut ring) = pair(1 << VIRTIO_F_IN_ORDER);
+    for _ in 0..3 * SIZE {
+        round(&mut driver, &mut ring);
+    }
+    let chains = popped(&mut driver, &mut ring, 3);
+    let (head, due) = (chains[1].head(), chains[0].head());
+    assert_eq!(ring.push_used(&chains[1], 0), Err(RingError::OutOfOrder { head, due }));
+    ring.unpop(1);
+    for chain in &chains[..2] {
+        ring.push_used(chain, 0).unwrap();
+    }
+    assert_eq!(
+        ring.push_used(&chains[2], 0),
+        Err(RingError::NotInFlight { head: chains[2].head() })
+    );
+    assert_eq!(ring.publish(), Ok(true));
+
+    // Without the feature, and without the check, any order goes.
+    let (_ram, mut driver, mut ring) = pair(0);
+    let chains = popped(&mut driver, &mut ring, 2);
+    ring.push_used(&chains[1], 0).unwrap();
+    let (_ram, mut driver, mut ring) = pair(1 << VIRTIO_F_IN_ORDER);
+    let chains = popped(&mut driver, &mut ring, 2);
+    let _off = Off::here(Check::InOrder);
+    ring.push_used(&chains[1], 0).unwrap();
+}
+
+#[test]
+fn h30_no_more_is_told_than_there_is_room_for() {
+    let (_ram, mut driver, mut ring) = pair(0);
+    round(&mut driver, &mut ring);
+    let chains = popped(&mut driver, &mut ring, 1);
+    let head = chains[0].head();
+    let error = RingError::UsedLen { head, len: 9, room: 8 };
+    assert_eq!(ring.push_used(&chains[0], 9), Err(error));
+    ring.push_used(&chains[0], 8).unwrap();
+    ring.publish().unwrap();
+    assert_eq!(driver.used(), Some((head, 8)));
+    round(&mut driver, &mut ring);
+
+    let chains = popped(&mut driver, &mut ring, 1);
+    let head = chains[0].head();
+    let _off = Off::here(Check::UsedLen);
+    ring.push_used(&chains[0], 9).unwrap();
+    ring.publish().unwrap();
+    assert_eq!(
+        driver.used(),
+        Some((head, 9)),
+        "the driver would read a byte that nobody wrote"
+    );
 }
