@@ -360,7 +360,7 @@ impl Engine for Volume {
     }
 
     fn config(&self) -> Vec<u8> {
-        self.0.config_space()
+        self.0.config_space().to_vec()
     }
 
     fn start(&mut self, _port: usize, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
