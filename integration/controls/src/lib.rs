@@ -98,7 +98,7 @@ pub enum Check {
     SessionBounds,
 }
 
-const ALL: [(Check, &str); 43] = [
+const ALL: &[(Check, &str)] = &[
     (Check::RegionInsideFile, "region-inside-file"),
     (Check::SigbusGuard, "sigbus-guard"),
     (Check::NonBlockingCall, "non-blocking-call"),
