@@ -61,7 +61,7 @@ impl Failure {
             .last()
             .map(|line| format!(": {}", line.trim()))
             .unwrap_or_default();
-        format!("failed: {}{reason}", self.what)
+        format!("{}{reason}", self.what)
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
         let expected = "ovs-dpdk: ovs-vswitchd ended with exit status: 1\n  command: ovs-vswitchd-dpdk unix:db.sock\n  \
                         | EAL: Cannot allocate memory\n  fix: free 1 GiB of memory";
         assert_eq!(failure.to_string(), expected);
-        let short = "failed: ovs-vswitchd ended with exit status: 1: EAL: Cannot allocate memory";
+        let short = "ovs-vswitchd ended with exit status: 1: EAL: Cannot allocate memory";
         assert_eq!(failure.short(), short);
     }
 }

@@ -11,12 +11,14 @@ use signal_hook::{
     iterator::Signals,
 };
 
+use crate::launch::OwnSession;
+
 const PREFIX: &str = "outboard-bench.";
 const SHARED_MEMORY: &str = "/dev/shm";
 /// Exit status of a program that a signal ended, as shells count: 128 and the signal's number.
 const SIGNAL_STATUS: i32 = 128;
 
-/// The folders of a run. Dropping it removes them.
+/// The folders of a run. Dropping it removes them, and gives the session its priority back.
 #[derive(Debug)]
 pub struct Folders {
     /// Sockets, configuration and logs.
@@ -26,12 +28,13 @@ pub struct Folders {
     /// On a disk: volumes that are not.
     pub disk: PathBuf,
     keep: bool,
+    session: OwnSession,
 }
 
 impl Folders {
     /// Makes them, removes those of runs that were killed, and sees to it that a signal removes them too. `keep` leaves
     /// the folder with configuration and logs.
-    pub fn new(results: &Path, keep: bool) -> io::Result<Self> {
+    pub fn new(results: &Path, keep: bool, session: OwnSession) -> io::Result<Self> {
         let own = format!("{PREFIX}{}", process::id());
         let temporary = std::env::temp_dir();
         let shared = Path::new(SHARED_MEMORY);
@@ -44,6 +47,7 @@ impl Folders {
             memory: memory.join(&own).join("volumes"),
             disk: results.join(&own),
             keep,
+            session,
         };
         for folder in [&folders.run, &folders.memory, &folders.disk] {
             fs::create_dir_all(folder)?;
@@ -66,9 +70,10 @@ impl Folders {
     /// Children end with the thread that started them, the main one; what is left is ours to remove.
     fn remove_at_signals(&self) -> io::Result<()> {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-        let all = self.all();
+        let (all, session) = (self.all(), self.session.clone());
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
+                session.put_back();
                 remove(&all);
                 process::exit(SIGNAL_STATUS + signal);
             }
@@ -79,6 +84,7 @@ impl Folders {
 
 impl Drop for Folders {
     fn drop(&mut self) {
+        self.session.put_back();
         remove(&self.all());
     }
 }
@@ -132,7 +138,7 @@ mod tests {
     #[test]
     fn folders_go_with_the_run() -> io::Result<()> {
         let results = tempfile::tempdir()?;
-        let folders = Folders::new(results.path(), false)?;
+        let folders = Folders::new(results.path(), false, OwnSession::put_first())?;
         let paths = [folders.run.clone(), folders.memory.clone(), folders.disk.clone()];
         assert!(paths.iter().all(|path| path.is_dir()));
         drop(folders);

@@ -23,7 +23,7 @@ const EXTRA_LIMIT: Duration = Duration::from_secs(60);
 /// How often it is looked at whether it ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Samples of CPU time taken in the length of the measurement.
-const SAMPLES: u32 = 5;
+const SAMPLES: u32 = 4;
 
 /// Which end listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fs};
 
 use crate::error::Failure;
 
-/// How much of huge pages DPDK programs need before it is worth it to use them.
-const HUGE_BYTES_MIN: u64 = 512 << 20;
+/// How much of huge pages all DPDK programs of a case need together. With less all use ordinary pages.
+const HUGE_BYTES_MIN: u64 = 1 << 30;
 
 /// Cores and memory.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use outboard_bench::{
     cases::{Case, Part, Suite, System, part},
     error::Failure,
     folders::Folders,
+    launch::OwnSession,
     machine::Machine,
     measure::{Deck, case},
     plot,
@@ -62,13 +63,13 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
         let remedy = "install them, or leave systems out with --system";
         Failure::new("set-up", e.to_string(), remedy)
     })?;
-    let programs = Programs::build()?;
+    let programs = Programs::build(taking.contains(&System::Outboard))?;
     if programs.unoptimised() {
         eprintln!("warning: this is not the release profile; figures of our own programs say nothing");
     }
     let results = programs.results();
     let machine = Machine::new()?;
-    let folders = Folders::new(&results, arguments.verbose).map_err(|e| {
+    let folders = Folders::new(&results, arguments.verbose, OwnSession::put_first()).map_err(|e| {
         Failure::io(
             WHO,
             results.display(),

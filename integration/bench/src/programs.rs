@@ -9,22 +9,18 @@ use std::{
 
 use crate::error::Failure;
 
-/// Their packages.
-const PACKAGES: [&str; 5] = [
-    "outboard-broker",
-    "outboard-cli",
-    "dpu-side",
-    "host-shim",
-    "outboard-generator",
-];
+/// Package of the generator.
+const GENERATOR: &str = "outboard-generator";
+/// Packages of the daemons and the command line.
+const DAEMONS: [&str; 4] = ["outboard-broker", "outboard-cli", "dpu-side", "host-shim"];
 
 /// The folder that they are in.
 #[derive(Debug, Clone)]
 pub struct Programs(PathBuf);
 
 impl Programs {
-    /// Builds them; what is up to date takes no time.
-    pub fn build() -> Result<Self, Failure> {
+    /// Builds the generator, and with `daemons` all of them; what is up to date takes no time.
+    pub fn build(daemons: bool) -> Result<Self, Failure> {
         let failed = |source: &io::Error| Failure::io("build", "cargo build", source, "run 'cargo build --release'");
         let folder = own_folder().map_err(|e| failed(&e))?;
         let target = folder.parent().unwrap_or(&folder);
@@ -33,8 +29,9 @@ impl Programs {
         command.args(["build", "--target-dir"]).arg(target);
         // a person sees cargo's progress; a log is spared it
         command.args((!io::stderr().is_terminal()).then_some("--quiet"));
-        for package in PACKAGES {
-            command.args(["-p", package]);
+        command.args(["-p", GENERATOR]);
+        if daemons {
+            command.args(DAEMONS.iter().flat_map(|package| ["-p", package]));
         }
         if folder.ends_with("release") {
             command.arg("--release");

@@ -75,7 +75,7 @@ fn cells(result: &CaseResult, row: &Row, name: &str) -> [String; 10] {
             cells[0] = name.to_owned();
             cells[1] = system;
             cells[2] = "✘".into();
-            cells[9] = shortened(&failure.short());
+            cells[9] = shortened(&format!("failed: {}", failure.short()));
             cells
         }
     }
@@ -176,7 +176,7 @@ fn details(notes: &Notes) -> String {
     }
     parts.push(format!("generator CPU {:.0} %", notes.generator_cpu_pct));
     parts.push(format!("core obtained {:.1} %", notes.obtained_pct));
-    if let Some(denied) = notes.denied_sent {
+    if let Some(denied) = notes.denied_sent.filter(|denied| *denied > 0) {
         parts.push(format!("{denied} frames sent that must be denied, none arrived"));
     }
     parts.join(", ")

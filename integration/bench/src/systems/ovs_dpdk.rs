@@ -23,9 +23,11 @@ const WHO: &str = "ovs-dpdk";
 const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// For its buffers, which it makes for each port.
-const MEMORY_MB: u32 = 1024;
+const MEMORY_MB: u32 = 512;
 /// Connections that it may know; its own limit is 3 million.
 const CONNECTIONS_MAX: &str = "30000000";
+
+const PORTS: [&str; 2] = ["va", "vb"];
 
 /// A running Open vSwitch.
 pub struct OvsDpdk {
@@ -77,14 +79,12 @@ impl OvsDpdk {
             .own_network()
             .start(&file("vswitchd.log"))?;
         switch.wait_until("its control socket", READY_LIMIT, || file("vs.ctl").exists())?;
-        let bridge = "add-br br0 -- set bridge br0 datapath_type=netdev fail-mode=standalone";
-        let made = vsctl(&bridge.split(' ').collect::<Vec<_>>()).and_then(|_| {
-            let ports = ports(folder);
-            vsctl(&ports.iter().map(String::as_str).collect::<Vec<_>>())
-        });
-        // what is wrong is in the switch's log, not in what the command line tool says
-        let remedy = "free 1 GiB of memory, or see what it said";
-        made.map_err(|failure| switch.failure(failure.short(), remedy))?;
+        // Not waited for by the tool, which would not notice that the switch ended.
+        let bridge = "--no-wait add-br br0 -- set bridge br0 datapath_type=netdev fail-mode=standalone";
+        vsctl(&bridge.split(' ').collect::<Vec<_>>())?;
+        vsctl(&ports(folder).iter().map(String::as_str).collect::<Vec<_>>())?;
+        let number = || vsctl(&["--no-wait", "get", "Interface", PORTS[1], "ofport"]).unwrap_or_default();
+        switch.wait_until("two ports", READY_LIMIT, || number().trim() == "2")?;
         let started = Self {
             switch,
             database,
@@ -149,9 +149,10 @@ fn ports(folder: &Path) -> Vec<String> {
             format!("ofport_request={number}"),
         ]
     };
-    let mut words: Vec<String> = port("va", 1).into();
+    let mut words = vec!["--no-wait".to_owned()];
+    words.extend(port(PORTS[0], 1));
     words.push("--".into());
-    words.extend(port("vb", 2));
+    words.extend(port(PORTS[1], 2));
     words
 }
 
@@ -175,8 +176,8 @@ impl Backend for OvsDpdk {
     fn target(&self) -> Target {
         Target::Net {
             role: Role::Listen,
-            a: self.folder.join("va.sock"),
-            b: self.folder.join("vb.sock"),
+            a: self.folder.join(format!("{}.sock", PORTS[0])),
+            b: self.folder.join(format!("{}.sock", PORTS[1])),
         }
     }
 
