@@ -66,7 +66,7 @@ fn header() -> impl Strategy<Value = NetHeader> {
     let wild = any::<[u8; 12]>().prop_map(|bytes| NetHeader::parse(&bytes));
     let likely = (
         0u8..2,
-        prop_oneof![Just(0u8), Just(1), Just(4)],
+        prop_oneof![Just(0u8), Just(1), Just(4), Just(5), Just(0x81)],
         0u16..1500,
         prop_oneof![Just(34u16), Just(54)],
         prop_oneof![Just(6u16), Just(16)],
