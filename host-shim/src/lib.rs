@@ -11,16 +11,20 @@
 //! The shim holds no policy, no key and no peer's data, and it is never on the data path: the memory of the guest and
 //! the eventfds of its rings go to the DPU as descriptors, and the shim sleeps until the VMM or the DPU says something.
 //!
+//! It remembers what each VMM has said, and so a DPU may be killed, upgraded or hang: the VMM is answered from memory
+//! meanwhile, kicks pile up in the eventfds, and the next DPU is told everything and goes on from the rings.
+//!
 //! - [`agent`] decides, without I/O or clock: what is redeemed, which sockets stand open, who gets a session.
-//! - [`session`] knows what a VMM's session consists of, message by message.
+//! - [`session`] remembers a VMM's session and says it to any DPU that comes.
 //! - [`sockets`] are the VMM sockets, listening or connecting.
 //! - [`link`] is the way to the DPU.
 //! - [`daemon`] puts them together; [`api`] and [`client`] are the two ends of the local API.
 //!
-//! What it does not do: keep a session across the end of its DPU stream (the VMM's connection is closed and the VMM
-//! has to connect again), remember devices attached by the API across its own restart (attach them again; their
-//! grants are taken up where they were), post-copy migration, or any vhost-user message outside
-//! [`session::vhost_user_wire::RULES`].
+//! What it does not do: keep sessions across its own restart (a VMM that reconnects says everything again, and brings
+//! along its in-flight region), remember devices attached by the API across its own restart (attach them again; their
+//! grants are taken up where they were), give up requests in flight that no DPU ends (`GET_VRING_BASE` of a volume waits for
+//! one), call a driver in the DPU's place (a DPU calls each driver once when it starts a ring), packed rings, post-copy
+//! migration, `SEND_RARP` and device status, or any vhost-user message outside [`session::vhost_user_wire::RULES`].
 #![forbid(unsafe_code)]
 
 pub mod agent;

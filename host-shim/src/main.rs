@@ -288,13 +288,18 @@ fn table(devices: &[DeviceView]) -> String {
     if devices.is_empty() {
         return "no devices".to_owned();
     }
-    let mut lines = vec![format!("{:<24} {:<18} {:<8} {}", "DEVICE", "STATE", "ROLE", "SOCKET")];
+    let mut lines = vec![format!(
+        "{:<24} {:<18} {:<8} {:>8} {:>7} {}",
+        "DEVICE", "STATE", "ROLE", "SESSIONS", "REPLAYS", "SOCKET"
+    )];
     for device in devices {
         let name = format!("{} {}", device.kind, device.name);
         lines.push(format!(
-            "{name:<24} {:<18} {:<8} {}",
+            "{name:<24} {:<18} {:<8} {:>8} {:>7} {}",
             device.state,
             device.role,
+            device.sessions,
+            device.replays,
             device.socket.display()
         ));
         if let Some(problem) = &device.problem {

@@ -224,8 +224,16 @@ impl Session {
                     self.remembered.apply(own);
                 }
                 self.unverified = true;
+                let log = match &change {
+                    // Answered by itself, with what it said.
+                    Change::Log(log) => Some([log.mmap_size.to_le_bytes(), log.mmap_offset.to_le_bytes()].concat()),
+                    _ => None,
+                };
                 self.apply(change, now);
-                self.acknowledge(asked.code, asked.wants_ack);
+                match log {
+                    Some(payload) => self.to_vmm(reply(asked.code, payload, [])),
+                    None => self.acknowledge(asked.code, asked.wants_ack),
+                }
             }
             What::Config { offset, len, flags } => {
                 let config = self.offer.as_ref().map_or(&[][..], |offer| &offer.config);
@@ -253,8 +261,7 @@ impl Session {
 
     /// Acknowledges what the DPU has done, or what is remembered in its place.
     pub(super) fn acknowledge(&mut self, code: Code, wants_ack: bool) {
-        // This one is answered by itself where the log is a descriptor.
-        if wants_ack || code == Code::SetLogBase {
+        if wants_ack {
             self.to_vmm(reply_u64(code, 0));
         }
     }
@@ -436,7 +443,10 @@ fn what(request: &Request, offer: &Offer) -> Result<What, Fault> {
                 _ => Change::Err(index, event),
             }
         }
-        _ => Change::Reset,
+        (Code::ResetDevice, _) => Change::Reset,
+        (Code::ResetOwner, _) => Change::ResetRings,
+        // All others were answered before.
+        _ => return Err(Fault::NotNegotiated(code)),
     };
     Ok(What::Change(change))
 }

@@ -7,7 +7,7 @@ use super::{
     guest_memory::{GuestMemory, MappedRegion},
     inflight::Inflight,
     request::Region,
-    vhost_user_wire::{Code, FLAG_NEED_REPLY, FLAG_VERSION, VRING_NO_DESCRIPTOR},
+    vhost_user_wire::{Code, FLAG_NEED_REPLY, FLAG_VERSION, VIRTIO_F_LOG_ALL, VRING_NO_DESCRIPTOR},
 };
 
 /// Regions that fit one `SET_MEM_TABLE`, as every back-end takes them (vhost-user, `VHOST_MEMORY_BASELINE_NREGIONS`).
@@ -121,8 +121,10 @@ pub enum Change {
     Enable(u16, u32),
     /// The ring was stopped by `GET_VRING_BASE` and goes on here.
     Stopped(u16, u32),
-    /// `RESET_DEVICE`, or `RESET_OWNER` of old.
+    /// `RESET_DEVICE`: all but the memory and what belongs to the connection.
     Reset,
+    /// `RESET_OWNER`, of old: the rings.
+    ResetRings,
 }
 
 /// What the VMM has said.
@@ -150,7 +152,14 @@ impl Remembered {
     /// Takes a change in. The ring of a change has to be one of [`Self::rings`].
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Features(acked) => self.features = Some(acked),
+            Change::Features(acked) => {
+                let logged = self.features.is_some_and(|before| before & VIRTIO_F_LOG_ALL != 0);
+                if logged && acked & VIRTIO_F_LOG_ALL == 0 {
+                    // A migration has ended, and the VMM takes its log away.
+                    (self.log, self.log_event) = (None, None);
+                }
+                self.features = Some(acked);
+            }
             Change::Inflight(region) => self.inflight = Some(region),
             Change::Memory(regions) => self.memory = GuestMemory::new(regions),
             Change::Add(region) => self.memory.add(region),
@@ -172,9 +181,11 @@ impl Remembered {
                 (r.kick, r.call) = (Event::Unsaid, Event::Unsaid);
             }),
             Change::Reset => {
-                self.rings.iter_mut().for_each(|ring| *ring = Ring::default());
+                (self.features, self.inflight, self.log, self.log_event) = (None, None, None, None);
                 self.config.clear();
+                self.apply(Change::ResetRings);
             }
+            Change::ResetRings => self.rings.iter_mut().for_each(|ring| *ring = Ring::default()),
         }
     }
 

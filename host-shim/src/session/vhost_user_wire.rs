@@ -29,6 +29,8 @@ pub const VRING_INDEX_MASK: u64 = 0xff;
 /// In `SET_VRING_KICK`, `CALL` and `ERR`: no descriptor comes along.
 pub const VRING_NO_DESCRIPTOR: u64 = 0x100;
 
+/// Virtio feature bit: all writes to guest memory are logged (`VHOST_F_LOG_ALL`).
+pub const VIRTIO_F_LOG_ALL: u64 = 1 << 26;
 /// Virtio feature bit: the backend speaks protocol features.
 pub const VIRTIO_F_PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Virtio feature bit `VIRTIO_F_VERSION_1` (virtio 1.3 §6): only a driver acks it.

@@ -144,7 +144,7 @@ impl ModelDpu {
             }
             Code::SetLogBase => {
                 self.state.log = Some((message.payload.clone(), identity(&message.descriptors[0])));
-                quad_answer(0)
+                Some(message.payload.clone())
             }
             Code::GetVringBase => {
                 let index = word(&message.payload, 0);
@@ -168,7 +168,13 @@ impl ModelDpu {
                 self.owned = true;
             }
             Code::SetBackendReqFd => self.channel = message.descriptors.first().cloned(),
-            Code::SetFeatures => state.features = Some(quad(payload, 0)),
+            Code::SetFeatures => {
+                let (before, now) = (state.features.unwrap_or(0), quad(payload, 0));
+                if before & !now & 1 << 26 != 0 {
+                    state.log = None;
+                }
+                state.features = Some(now);
+            }
             Code::SetInflightFd => state.inflight = Some((payload[..20].to_vec(), files[0])),
             Code::SetMemTable => state.memory = regions.zip(files).collect(),
             Code::AddMemReg => state.memory.extend(regions.zip(files)),
@@ -184,7 +190,10 @@ impl ModelDpu {
             }
             Code::ResetDevice | Code::ResetOwner => {
                 state.rings.clear();
-                state.config.clone_from(&self.config_at_start);
+                if code == Code::ResetDevice {
+                    state.config.clone_from(&self.config_at_start);
+                    (state.features, state.inflight, state.log) = (None, None, None);
+                }
                 self.owned = code == Code::ResetDevice;
             }
             Code::SetVringNum => self.ring(word(payload, 0)).num = Some(word(payload, 1)),

@@ -126,12 +126,18 @@ fn a_refusal_reaches_a_vmm_that_asks_and_ends_the_session_of_one_that_does_not()
 #[test]
 fn the_log_has_an_answer_of_its_own() {
     let mut world = World::negotiated(Port, LOG_SHMFD);
-    let payload = [1_u64 << 16, 0].into_iter().flat_map(u64::to_le_bytes).collect();
-    let log = message(Code::SetLogBase, payload, [memory()]);
-    let answer = world.try_ask(log.clone()).unwrap().unwrap();
-    assert_eq!((answer.request, value(&answer)), (Code::SetLogBase as u32, 0));
-    world.kill().unwrap();
-    assert!(world.try_ask(log).unwrap().is_some(), "also while there is no DPU");
+    let payload: Vec<u8> = [1_u64 << 16, 64].into_iter().flat_map(u64::to_le_bytes).collect();
+    let log = message(Code::SetLogBase, payload.clone(), [memory()]);
+    for away in [false, true] {
+        if away {
+            world.kill().unwrap();
+        }
+        let answer = world.try_ask(log.clone()).unwrap().unwrap();
+        assert_eq!(
+            (answer.request, answer.payload),
+            (Code::SetLogBase as u32, payload.clone())
+        );
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ enum Ask {
     Err(u32),
     Enable(u32, bool),
     Stop(u32),
-    Reset,
+    Reset(bool),
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
@@ -59,7 +59,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         ring.clone().prop_map(Ask::Err),
         (ring.clone(), any::<bool>()).prop_map(|(r, e)| Ask::Enable(r, e)),
         ring.prop_map(Ask::Stop),
-        Just(Ask::Reset),
+        any::<bool>().prop_map(Ask::Reset),
     ]
 }
 
@@ -109,7 +109,11 @@ impl Vmm {
             Ask::Mtu(mtu) => number(Code::NetSetMtu, mtu.into()),
             Ask::Config(at, byte) => config(Code::SetConfig, at.into(), &[byte]),
             Ask::Num(ring, log2) => pair(Code::SetVringNum, ring, 1 << log2),
-            Ask::Base(ring, base) => pair(Code::SetVringBase, ring, base.into()),
+            Ask::Base(ring, base) => {
+                // So it is in a guest: a ring begins where it stands.
+                set_used_idx(&self.files[0], ring.into(), base);
+                pair(Code::SetVringBase, ring, base.into())
+            }
             Ask::Addr(ring, log) if !self.regions.is_empty() => address(ring, log.into()),
             Ask::Kick(ring, present) if !self.regions.is_empty() => {
                 ring_event(Code::SetVringKick, ring.into(), present.then(event))
@@ -118,7 +122,11 @@ impl Vmm {
             Ask::Err(ring) => ring_event(Code::SetVringErr, ring.into(), Some(event())),
             Ask::Enable(ring, enable) => pair(Code::SetVringEnable, ring, enable.into()),
             Ask::Stop(ring) => pair(Code::GetVringBase, ring, 0),
-            Ask::Reset => message(Code::ResetDevice, vec![], []),
+            Ask::Reset(device) => {
+                (0..4).for_each(|ring| set_used_idx(&self.files[0], ring, 0));
+                let code = if device { Code::ResetDevice } else { Code::ResetOwner };
+                message(code, vec![], [])
+            }
             _ => return None,
         })
     }
