@@ -84,6 +84,16 @@ pub enum Check {
     InOrder,
     /// No more bytes are told to be written than there is room for.
     UsedLen,
+    /// A queue that runs is not changed.
+    QueueAtRest,
+    /// Memory regions may not overlap.
+    RegionsApart,
+    /// No more memory regions than slots.
+    RegionCount,
+    /// A queue's size is a power of two, and no more than was offered.
+    QueueSize,
+    /// A message is as long as its fields say.
+    MessageLength,
     /// Frames must fit the MTU, or the largest frame there is.
     FrameLength,
     /// IP headers must agree with themselves and with the frame.
@@ -136,6 +146,11 @@ const ALL: &[(Check, &str)] = &[
     (Check::InflightRegion, "inflight-region"),
     (Check::InOrder, "in-order"),
     (Check::UsedLen, "used-len"),
+    (Check::QueueAtRest, "queue-at-rest"),
+    (Check::RegionsApart, "regions-apart"),
+    (Check::RegionCount, "region-count"),
+    (Check::QueueSize, "queue-size"),
+    (Check::MessageLength, "message-length"),
     (Check::FrameLength, "frame-length"),
     (Check::WellFormedIp, "well-formed-ip"),
     (Check::ReceiveBuffer, "receive-buffer"),
@@ -159,7 +174,7 @@ pub const SWITCHABLE: bool = cfg!(feature = "switchable");
 
 /// All checks, with the names that `OUTBOARD_CHECKS_OFF` takes.
 pub fn all() -> &'static [(Check, &'static str)] {
-    &ALL
+    ALL
 }
 
 #[cfg(feature = "switchable")]

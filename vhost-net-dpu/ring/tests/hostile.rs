@@ -469,6 +469,70 @@ fn h25_a_racing_guest_gets_one_snapshot_or_an_error() {
     });
 }
 
+/// Every field that the device reads flips, ring headers and an indirect table included.
+#[test]
+fn h25_racing_headers_entries_and_tables_are_each_read_once() {
+    let ram = GuestRam::new(RAM_LEN);
+    let mut driver = Driver::new(&ram, SIZE, INDIRECT);
+    let (config, table) = (driver.config(), driver.table(0));
+    let head = driver
+        .add_indirect(&[(driver.buffer(0), 64)], &[(driver.buffer(1), 64)])
+        .unwrap();
+    driver.publish();
+    let good = driver.read(table, 32);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = 1u64;
+            while !stop.load(Ordering::Relaxed) {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let noise = (random >> 16).to_le_bytes();
+                let pick = random >> 60;
+                match pick {
+                    // avail.flags, avail.idx, the entry that is taken, and the table's descriptors.
+                    0 => driver.write(config.avail, &noise[..2]),
+                    1 => driver.write(config.avail + 2, &noise[..2]),
+                    2 => driver.write(config.avail + 4, &noise[..2]),
+                    3..=6 => driver.write(table + 4 * (pick - 3), &noise[..4]),
+                    7..=9 => driver.write(table + 16 + 4 * (pick - 7), &noise[..4]),
+                    10 | 11 => driver.write(table, &good),
+                    12 => driver.write(config.avail + 4, &head.to_le_bytes()),
+                    _ => driver.write(config.avail + 2, &1u16.to_le_bytes()),
+                }
+            }
+        });
+        let mut chain = Chain::new();
+        let (mut taken, mut refused, mut differs) = (0u32, 0u32, 0u32);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while (taken < 10_000 || refused < 10_000 || differs < 100) && Instant::now() < deadline {
+            let mut ring = SplitRing::new(config, ram.memory().clone()).unwrap();
+            match ring.pop(&mut chain) {
+                Ok(true) => {
+                    taken += 1;
+                    assert!(chain.head() < SIZE);
+                    let all = || chain.readable().iter().chain(chain.writable());
+                    assert!(all().all(|s| ram.memory().check(s.addr, s.len as usize).is_ok()));
+                    let total: u64 = all().map(|s| u64::from(s.len)).sum();
+                    assert_eq!(total, chain.readable_len() + chain.writable_len());
+                    ring.push_used(&chain, 0).unwrap();
+                    // Memory says something else by now: whoever read it again would use what nobody checked.
+                    let first = all().next().unwrap();
+                    differs += u32::from(driver.read(table, 8) != first.addr.to_le_bytes());
+                }
+                Ok(false) => {}
+                Err(_) => refused += 1,
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(
+            taken > 0 && refused > 0 && differs > 0,
+            "{taken} taken, {refused} refused, {differs} differ"
+        );
+    });
+}
+
 #[test]
 fn h26_readable_after_writable_rejects_whole_chain() {
     let (error, chain) = attack(0, Check::WholeChain, |rig| {

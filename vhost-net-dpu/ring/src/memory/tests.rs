@@ -3,7 +3,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use outboard_controls::{Check, Off};
+use outboard_controls::Off;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
 

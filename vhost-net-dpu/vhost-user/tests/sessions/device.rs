@@ -39,8 +39,16 @@ impl Log {
 
     /// Answer all that is available on a queue. Returns how many chains there were.
     pub fn answer(&self, index: u16) -> Result<usize, RingError> {
+        assert!(self.seen().running.contains_key(&index), "the queue runs");
+        self.answer_if_running(index)
+    }
+
+    /// The same for a queue that may be stopped at the moment.
+    pub fn answer_if_running(&self, index: u16) -> Result<usize, RingError> {
         let mut seen = self.seen();
-        let queue = seen.running.get_mut(&index).expect("the queue runs");
+        let Some(queue) = seen.running.get_mut(&index) else {
+            return Ok(0);
+        };
         let mut chain = Chain::new();
         let mut count = 0;
         while queue.ring.pop(&mut chain)? {

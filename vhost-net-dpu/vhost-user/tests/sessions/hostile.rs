@@ -6,6 +6,7 @@ use std::{
     io::Write,
     net::Shutdown,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,8 +21,8 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::{
     device::{QUEUE_COUNT, QUEUE_SIZE_MAX},
     frontend::{
-        Frontend, VERSION, event_fd, mem_table, memfd, message, single_region, vring_addr, words, working,
-        working_without,
+        Frontend, VERSION, event_fd, log_base, logged_vring_addr, mem_table, memfd, message, single_region, vring_addr,
+        words, working, working_without,
     },
 };
 
@@ -228,6 +229,68 @@ fn h09_a_running_queue_is_not_changed() {
     }
     let error = attack(FrontendReq::SET_FEATURES, &(1u64 << 32).to_ne_bytes(), &[]);
     assert!(matches!(error, SessionError::FeaturesInUse), "{error}");
+
+    let (control, _ram, mut driver) = working_without(Some(Check::QueueAtRest));
+    control.ask(FrontendReq::SET_VRING_NUM, &words(&[0, 4]), &[]);
+    control.ask(FrontendReq::SET_VRING_BASE, &words(&[0, 7]), &[]);
+    control.round(0, &mut driver);
+    control.close();
+}
+
+/// Memory, descriptors, logging and enablement change all the time while chains come and go: each comes back once.
+#[test]
+fn h09_traffic_goes_on_whatever_changes_around_it() {
+    let (frontend, ram, mut driver) = working();
+    let used = driver.config().used;
+    let log = memfd(4096);
+    let features = 1u64 << 32 | crate::frontend::F_PROTOCOL_FEATURES;
+    let stop = AtomicBool::new(false);
+    let answered = std::thread::scope(|scope| {
+        let device = scope.spawn(|| {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                count += frontend.log.answer_if_running(0).unwrap();
+            }
+            count + frontend.log.answer_if_running(0).unwrap()
+        });
+        let (mut added, mut returned) = (0, 0);
+        for turn in 0..400u32 {
+            while driver.add_bytes(&[b"ping"], &[4]).is_some() {
+                added += 1;
+            }
+            driver.publish();
+            match turn % 8 {
+                0 => frontend.set_memory(&[&ram]),
+                1 => frontend.ask(FrontendReq::SET_VRING_KICK, &0u64.to_ne_bytes(), &[event_fd().as_fd()]),
+                2 => frontend.ask(FrontendReq::SET_VRING_CALL, &0u64.to_ne_bytes(), &[event_fd().as_fd()]),
+                3 => frontend.ask(FrontendReq::SET_VRING_ENABLE, &words(&[0, 0]), &[]),
+                4 => frontend.ask(FrontendReq::SET_VRING_ENABLE, &words(&[0, 1]), &[]),
+                5 => {
+                    frontend.send(FrontendReq::SET_LOG_BASE, &log_base(4096, 0), &[log.as_fd()]);
+                    frontend.reply(FrontendReq::SET_LOG_BASE);
+                    let logging = features | crate::frontend::F_LOG_ALL;
+                    frontend.ask(FrontendReq::SET_FEATURES, &logging.to_ne_bytes(), &[]);
+                }
+                6 => frontend.ask(FrontendReq::SET_VRING_ADDR, &logged_vring_addr(0, &driver, used), &[]),
+                _ => frontend.ask(FrontendReq::SET_FEATURES, &features.to_ne_bytes(), &[]),
+            }
+            while let Some((_, len)) = driver.used() {
+                assert_eq!(len, 4);
+                returned += 1;
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while returned < added && Instant::now() < deadline {
+            returned += usize::from(driver.used().is_some());
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(returned, added);
+        assert_eq!(driver.used(), None);
+        (device.join().unwrap(), added)
+    });
+    assert_eq!(answered.0, answered.1, "each was taken once");
+    frontend.round(0, &mut driver);
+    frontend.close();
 }
 
 #[test]
@@ -289,12 +352,42 @@ fn h10_wrapping_overlapping_and_empty_regions_end_the_session() {
         matches!(error, SessionError::Memory(MemoryError::Overlap { .. })),
         "{error}"
     );
+    let control = Frontend::without(Check::RegionsApart).negotiated();
+    control.ask(FrontendReq::SET_MEM_TABLE, &mem_table(&overlap), &fds);
+    control.close();
     let unknown = spec(0x77_0000, 4096, memfd(4096));
     let error = attack(FrontendReq::REM_MEM_REG, &single_region(&unknown), &[]);
     assert!(
         matches!(error, SessionError::Memory(MemoryError::NoSuchRegion { .. })),
         "{error}"
     );
+}
+
+/// Buffers may span regions that touch; a part of a ring may not, since it is accessed as one.
+#[test]
+fn h10_a_ring_that_spans_regions_ends_the_session() {
+    let (first, second) = (
+        GuestRam::at(1 << 20, 1 << 16),
+        GuestRam::at((1 << 20) + (1 << 16), 1 << 16),
+    );
+    let frontend = Frontend::new().negotiated();
+    frontend.set_memory(&[&first, &second]);
+    let edge = (1 << 20) + (1 << 16) + outboard_ring::driver::USER_OFFSET;
+    let mut body = words(&[1, 0]);
+    for addr in [edge - 64, edge + 4096, edge + 8192, 0] {
+        body.extend(addr.to_ne_bytes());
+    }
+    frontend.ask(FrontendReq::SET_VRING_NUM, &words(&[1, 8]), &[]);
+    frontend.ask(FrontendReq::SET_VRING_ADDR, &body, &[]);
+    frontend.ask(FrontendReq::SET_VRING_ENABLE, &words(&[1, 1]), &[]);
+    frontend.send(FrontendReq::SET_VRING_KICK, &1u64.to_ne_bytes(), &[event_fd().as_fd()]);
+    assert!(matches!(
+        frontend.refused(),
+        SessionError::Ring {
+            index: 1,
+            source: RingError::Config(_)
+        }
+    ));
 }
 
 #[test]
@@ -398,6 +491,12 @@ fn h13_regions_beyond_the_advertised_slots_end_the_session() {
         frontend.refused(),
         SessionError::Memory(MemoryError::TooManyRegions { .. })
     ));
+
+    let control = Frontend::without(Check::RegionCount).negotiated();
+    for n in 0..=REGION_COUNT_MAX {
+        control.ask(FrontendReq::ADD_MEM_REG, &single_region(&nth(n)), &[file.as_fd()]);
+    }
+    control.close();
 }
 
 #[test]
@@ -416,6 +515,10 @@ fn h14_queue_sizes_that_cannot_be_end_the_session() {
     }
     frontend.assert_alive();
     frontend.close();
+
+    let control = Frontend::without(Check::QueueSize).negotiated();
+    control.ask(FrontendReq::SET_VRING_NUM, &words(&[1, 3]), &[]);
+    control.close();
 }
 
 #[test]
@@ -582,6 +685,22 @@ fn h18_lengths_inside_messages_are_checked_against_the_message() {
     let body: Vec<u8> = words(&[u32::MAX, 4, 0]).into_iter().chain([0; 4]).collect();
     assert_eq!(frontend.get(FrontendReq::GET_CONFIG, &body), words(&[u32::MAX, 0, 0]));
     frontend.close();
+
+    let error = attack(FrontendReq::SET_VRING_NUM, &words(&[1, 8, 8]), &[]);
+    assert!(
+        matches!(
+            error,
+            SessionError::Len {
+                len: 12,
+                expected: 8,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let control = Frontend::without(Check::MessageLength).negotiated();
+    control.ask(FrontendReq::SET_VRING_NUM, &words(&[1, 8, 8]), &[]);
+    control.close();
 }
 
 #[test]
