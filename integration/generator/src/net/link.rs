@@ -1,6 +1,9 @@
 //! Both ports, what is sent by each, and what was received.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     args::{NetArgs, Notify},
@@ -12,6 +15,7 @@ use crate::{
         port::{Port, RX_QUEUE, TX_QUEUE, sleep},
         queue::HEADER_LEN,
     },
+    session::Session,
 };
 
 /// How long stragglers may take.
@@ -42,8 +46,15 @@ impl Link {
     /// A back-end is not there, or refuses.
     pub fn open(args: &NetArgs) -> Result<Self, Error> {
         let [forward, back] = Frames::pair(args);
-        let a = Port::open(&args.a, args, &forward)?;
-        let b = Port::open(&args.b, args, &back)?;
+        let patience = Duration::from_secs(args.common.patience);
+        // At once: a back-end that connects may try both, and then not again for a while.
+        let (a, b) = thread::scope(|scope| {
+            let b = scope.spawn(|| Session::open(&args.b, args.role, patience));
+            let a = Session::open(&args.a, args.role, patience);
+            (a, b.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let a = Port::start(a?, args, &forward)?;
+        let b = Port::start(b?, args, &back)?;
         Ok(Self::over(args, [a, b]))
     }
 

@@ -43,12 +43,11 @@ pub struct Port {
 }
 
 impl Port {
-    /// Connects, negotiates and starts both queues. `sends`: the frames it will send.
+    /// Negotiates and starts both queues. `sends`: the frames it will send.
     ///
     /// # Errors
-    /// The back-end is not there, or refuses.
-    pub fn open(path: &Path, args: &NetArgs, sends: &Frames) -> Result<Self, Error> {
-        let mut session = Session::open(path, args.role, Duration::from_secs(args.common.patience))?;
+    /// The back-end refuses.
+    pub fn start(mut session: Session, args: &NetArgs, sends: &Frames) -> Result<Self, Error> {
         session.negotiate(wanted(args))?;
         let (space, rx, tx) = queues(args, session.features(), sends)?;
         session.set_memory(space.memory())?;
@@ -58,7 +57,7 @@ impl Port {
         // What was made available before the device ran.
         rx.ring.notify(args.queue_size);
         Ok(Self {
-            path: path.to_owned(),
+            path: session.path().to_owned(),
             features: session.features(),
             protocol_features: session.protocol_features(),
             session: Some(session),
