@@ -266,7 +266,7 @@ impl Session {
         Ok(Some(Change::Inflight(region)))
     }
 
-    fn to_vmm(&mut self, message: Message) {
+    fn send_to_vmm(&mut self, message: Message) {
         self.outputs.push_back(Output::ToVmm(message));
     }
 }

@@ -84,10 +84,10 @@ impl Session {
         let code = request.code();
         let wants_ack = request.need_reply && self.protocol & protocol_feature::REPLY_ACK != 0;
         match (code, &request.payload) {
-            (Code::GetFeatures, _) => self.to_vmm(reply_u64(code, offer.features)),
-            (Code::GetProtocolFeatures, _) => self.to_vmm(reply_u64(code, offer.protocol_told())),
-            (Code::GetQueueNum, _) => self.to_vmm(reply_u64(code, offer.queues.into())),
-            (Code::GetMaxMemSlots, _) => self.to_vmm(reply_u64(code, offer.mem_slots)),
+            (Code::GetFeatures, _) => self.send_to_vmm(reply_u64(code, offer.features)),
+            (Code::GetProtocolFeatures, _) => self.send_to_vmm(reply_u64(code, offer.protocol_told())),
+            (Code::GetQueueNum, _) => self.send_to_vmm(reply_u64(code, offer.queues.into())),
+            (Code::GetMaxMemSlots, _) => self.send_to_vmm(reply_u64(code, offer.mem_slots)),
             // The session owns the device from its beginning.
             (Code::SetOwner, _) => self.acknowledge(code, wants_ack),
             (Code::SetProtocolFeatures, &Payload::U64(accepted)) => {
@@ -109,7 +109,7 @@ impl Session {
             ) => {
                 let made = Inflight::make(queue_count, queue_size, offer.queues);
                 let region = made.map_err(|source| Fault::Inflight(code, source))?;
-                self.to_vmm(reply(code, region.payload(), [region.file]));
+                self.send_to_vmm(reply(code, region.payload(), [region.file]));
             }
             _ => {
                 let what = what(&request, &offer)?;
@@ -231,14 +231,14 @@ impl Session {
                 };
                 self.apply(change, now);
                 match log {
-                    Some(payload) => self.to_vmm(reply(asked.code, payload, [])),
+                    Some(payload) => self.send_to_vmm(reply(asked.code, payload, [])),
                     None => self.acknowledge(asked.code, asked.wants_ack),
                 }
             }
             What::Config { offset, len, flags } => {
                 let config = self.offer.as_ref().map_or(&[][..], |offer| &offer.config);
                 let payload = config_answer(config, offset, len, flags);
-                self.to_vmm(reply(asked.code, payload, []));
+                self.send_to_vmm(reply(asked.code, payload, []));
             }
             What::Base(index) => match self.base_without_dpu(index, now) {
                 Some(base) => self.answer_base(index, base),
@@ -262,7 +262,7 @@ impl Session {
     /// Acknowledges what the DPU has done, or what is remembered in its place.
     pub(super) fn acknowledge(&mut self, code: Code, wants_ack: bool) {
         if wants_ack {
-            self.to_vmm(reply_u64(code, 0));
+            self.send_to_vmm(reply_u64(code, 0));
         }
     }
 
@@ -272,7 +272,7 @@ impl Session {
             .flat_map(u32::to_le_bytes)
             .collect();
         self.remembered.apply(Change::Stopped(index, base));
-        self.to_vmm(reply(Code::GetVringBase, payload, []));
+        self.send_to_vmm(reply(Code::GetVringBase, payload, []));
         self.end_hold();
     }
 
@@ -366,7 +366,7 @@ fn what(request: &Request, offer: &Offer) -> Result<What, Fault> {
         (Code::GetVringBase, &Payload::VringState { index, .. }) => return Ok(What::Base(ring(index)?)),
         (Code::SetConfig, &Payload::Config { offset, len, .. }) => {
             let end = offset.checked_add(len);
-            if !end.is_some_and(|end| end as usize <= offer.config.len()) {
+            if end.is_none_or(|end| end as usize > offer.config.len()) {
                 return Err(wrong(offset.into()));
             }
             let bytes = request.bytes.get(CONFIG_HEAD_LEN..).unwrap_or_default().to_vec();

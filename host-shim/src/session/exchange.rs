@@ -341,25 +341,25 @@ impl Session {
                 if let Some(place) = config.and_then(|config| config.get_mut(begin..begin.checked_add(bytes.len())?)) {
                     place.copy_from_slice(bytes);
                 }
-                self.to_vmm(answer);
+                self.send_to_vmm(answer);
             }
             What::Base(index) => {
                 let base = value_of(&answer) >> 32;
                 let base = u32::try_from(base).unwrap_or(u32::MAX);
                 self.apply(Change::Stopped(index, base), now);
-                self.to_vmm(answer);
+                self.send_to_vmm(answer);
                 self.end_hold();
             }
             What::Change(change) if code == Code::SetLogBase => {
                 self.apply(change, now);
-                self.to_vmm(answer);
+                self.send_to_vmm(answer);
             }
             What::Change(change) => match value_of(&answer) {
                 0 => {
                     self.apply(change, now);
                     self.acknowledge(code, wants_ack);
                 }
-                refusal if wants_ack => self.to_vmm(reply(code, refusal.to_le_bytes().to_vec(), [])),
+                refusal if wants_ack => self.send_to_vmm(reply(code, refusal.to_le_bytes().to_vec(), [])),
                 _ => return Err(Fault::RefusedByDpu(code)),
             },
         }

@@ -22,7 +22,10 @@ fn header(region: &Inflight, queue: u64, last_batch_head: u16, used_idx: u16) {
     pwrite(&region.file, &used_idx.to_le_bytes(), at + 2).unwrap();
 }
 
-fn passed(region: &Inflight, change: impl FnOnce(&mut (u64, u64, u16, u16))) -> Result<Inflight, InflightError> {
+/// Size, offset, queues, entries.
+type Fields = (u64, u64, u16, u16);
+
+fn passed(region: &Inflight, change: impl FnOnce(&mut Fields)) -> Result<Inflight, InflightError> {
     let mut fields = (region.mmap_size, 0, 2, 8);
     change(&mut fields);
     let payload = Payload::Inflight {
@@ -88,7 +91,8 @@ fn rubbish_in_a_region_gives_a_number_and_no_more() {
 fn hostile_case_8_what_a_vmm_passes_is_checked() {
     let region = region();
     assert_eq!(passed(&region, |_| ()).unwrap().payload(), region.payload());
-    let cases: [(fn(&mut (u64, u64, u16, u16)), InflightError); 8] = [
+    type Case = (fn(&mut Fields), InflightError);
+    let cases: [Case; 8] = [
         (|f| f.2 = 0, InflightError::Queues(0, 4)),
         (|f| f.2 = 5, InflightError::Queues(5, 4)),
         (|f| f.3 = 0, InflightError::Size(0)),

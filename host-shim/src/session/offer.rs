@@ -137,7 +137,8 @@ mod tests {
             features: 3,
             protocol: protocol_feature::CONFIG,
         };
-        let cases: [(fn(&mut Offer), Result<(), Unfit>); 11] = [
+        type Case = (fn(&mut Offer), Result<(), Unfit>);
+        let cases: [Case; 11] = [
             (|_| (), Ok(())),
             // Less of what nobody uses, and more of anything, is well.
             (|o| o.features &= !4, Ok(())),

@@ -266,7 +266,8 @@ fn draining_has_more_time_than_a_question() {
 #[test]
 fn a_dpu_that_offers_less_is_refused_and_the_vmm_waits() {
     let (acked, all) = (VIRTIO_F_VERSION_1 | VIRTIO_F_PROTOCOL_FEATURES, VIRTIO);
-    let spoils: [(fn(&mut super::model_dpu::ModelDpu), Unfit); 6] = [
+    type Spoil = (fn(&mut super::model_dpu::ModelDpu), Unfit);
+    let spoils: [Spoil; 6] = [
         (|d| d.virtio &= !VIRTIO_F_VERSION_1, Unfit::Features(VIRTIO_F_VERSION_1)),
         (|d| d.protocol &= !CONFIG, Unfit::Protocol(CONFIG)),
         (|d| d.queues = 3, Unfit::Queues(3, 4)),

@@ -160,7 +160,7 @@ impl World {
         let mut world = Self::negotiated(kind, PROTOCOL);
         let file = memory();
         world.ask(number(Code::SetFeatures, VIRTIO & !(1 << 26)));
-        world.ask(memory_table(&[file.clone()]));
+        world.ask(memory_table(std::slice::from_ref(&file)));
         world.start_ring(0);
         (world, file)
     }
