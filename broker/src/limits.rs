@@ -10,6 +10,8 @@ pub const CARD_STRANGERS_MAX: usize = 64;
 pub const API_CONNECTIONS_MAX: usize = 256;
 /// Connections to the API over TLS at a time.
 pub const API_TLS_CONNECTIONS_MAX: usize = 256;
+/// Of those, connections that have not shown an operator's certificate yet.
+pub const API_TLS_STRANGERS_MAX: usize = 64;
 /// Time for a TLS handshake, and then again for the first message.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a peer to take one message.

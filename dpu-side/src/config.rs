@@ -50,7 +50,7 @@ pub struct Limits {
     pub connections: usize,
     /// Device sessions at a time, of all connections together.
     pub sessions: usize,
-    /// Requests per second of one connection; more are answered late, not refused.
+    /// Requests per second of the host, over all its connections; more are answered late, not refused.
     pub requests_per_s: u32,
     /// Bytes of all volumes held in memory together.
     pub memory_volume_bytes: u64,

@@ -1,6 +1,9 @@
 //! Holding a host to a rate by waiting: one that floods slows down only itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// What may come at once: this much time's worth.
 const BURST: Duration = Duration::from_millis(100);
@@ -34,6 +37,26 @@ impl Pace {
     }
 }
 
+/// The pace of several streams of requests together.
+pub struct SharedPace(Mutex<Pace>);
+
+impl SharedPace {
+    /// So many a second of all of them.
+    pub fn new(per_s: u32) -> Self {
+        Self(Mutex::new(Pace::new(per_s)))
+    }
+
+    /// Returns when the next one may be taken. Others may ask meanwhile; their turns come after it.
+    pub fn wait(&self) {
+        let pause = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next(Instant::now());
+        std::thread::sleep(pause);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +74,19 @@ mod tests {
             (9..=10).contains(&at_once),
             "an idle minute saves up no more: {at_once}"
         );
+    }
+
+    #[test]
+    fn what_many_streams_take_together_keeps_to_the_rate() {
+        let pace = SharedPace::new(200);
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..10).for_each(|_| pace.wait()));
+            }
+        });
+        // 20 at once, and 60 at 200 a second.
+        let taken = start.elapsed();
+        assert!(taken >= Duration::from_millis(280), "{taken:?}");
     }
 }

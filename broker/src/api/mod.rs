@@ -6,6 +6,7 @@ mod grants;
 mod objects;
 mod request;
 mod serve;
+mod strangers;
 mod system;
 mod topology;
 mod unix_socket;

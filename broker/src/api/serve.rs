@@ -17,10 +17,13 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Access, ApiSocket};
+use super::{
+    Access, ApiSocket,
+    strangers::{Known, Strangers},
+};
 use crate::{
     identity::{Kind, Peer},
-    limits::{ACCEPT_PAUSE, API_CONNECTIONS_MAX, API_TLS_CONNECTIONS_MAX, HANDSHAKE_TIMEOUT},
+    limits::{ACCEPT_PAUSE, API_CONNECTIONS_MAX, API_TLS_CONNECTIONS_MAX, API_TLS_STRANGERS_MAX, HANDSHAKE_TIMEOUT},
 };
 
 /// Serves the unix socket until the task is dropped.
@@ -50,6 +53,7 @@ pub async fn serve_unix(socket: ApiSocket, router: Router) {
 /// Serves operators over mutual TLS until the task is dropped.
 pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Router) {
     let connections = Arc::new(Semaphore::new(API_TLS_CONNECTIONS_MAX));
+    let mut strangers = Strangers::default();
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -63,14 +67,21 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Ro
             tracing::warn!(%from, "too many connections on the operators' port: refused one");
             continue;
         };
-        let (router, tls) = (router.clone(), tls.clone());
-        tokio::spawn(async move {
+        let (router, tls, known) = (router.clone(), tls.clone(), Known::default());
+        let shown = known.clone();
+        let task = tokio::spawn(async move {
             match handshake(stream, tls).await {
-                Ok((stream, peer)) => http(stream, router, Access::Operator(peer)).await,
+                Ok((stream, peer)) => {
+                    shown.note();
+                    http(stream, router, Access::Operator(peer)).await;
+                }
                 Err(error) => tracing::info!(%from, "a connection on the operators' port ended: {error}"),
             }
             drop(permit);
         });
+        if strangers.add(task.abort_handle(), known, API_TLS_STRANGERS_MAX) {
+            tracing::warn!(%from, "too many strangers on the operators' port: closed the oldest connection");
+        }
     }
 }
 

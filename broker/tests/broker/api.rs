@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::support::{Running, card::enrol, exchange, port_spec};
-use outboard_broker::{clock::unix_now_s, identity::Authority};
+use outboard_broker::{clock::unix_now_s, identity::Authority, limits::API_TLS_CONNECTIONS_MAX};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs::default_provider,
@@ -423,4 +423,42 @@ async fn is_shut_out(operator: &Operator) -> bool {
     let _ = stream.write_all(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let mut first = [0];
     !matches!(stream.read(&mut first).await, Ok(1))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_strangers_on_the_operators_port_keep_no_operator_out() {
+    use tokio::io::AsyncReadExt;
+    let running = Running::start().await;
+    let api = running.client();
+    let operator = Operator::new(&running, &api.change("POST", "/v1/operators/ann", "").await);
+    let asks = async || {
+        exchange(operator.connect().await.unwrap(), "GET", "/v1/health", "", None)
+            .await
+            .0
+    };
+    assert_eq!(asks().await, 200);
+    let kept = operator.connect().await.unwrap();
+
+    // More than the port serves at all, and none of them says a word.
+    let mut strangers = Vec::new();
+    for _ in 0..2 * API_TLS_CONNECTIONS_MAX {
+        strangers.push(TcpStream::connect(&operator.address).await.unwrap());
+    }
+    assert_eq!(asks().await, 200);
+    let mut nothing = [0];
+    assert_eq!(
+        strangers[0].read(&mut nothing).await.unwrap_or(0),
+        0,
+        "the oldest was closed"
+    );
+    let newest = strangers.last_mut().unwrap();
+    let silent = tokio::time::timeout(std::time::Duration::from_millis(50), newest.read(&mut nothing)).await;
+    assert!(silent.is_err(), "the newest was not");
+    assert_eq!(
+        exchange(kept, "GET", "/v1/health", "", None).await.0,
+        200,
+        "nor an operator's"
+    );
+    drop(strangers);
+    assert_eq!(asks().await, 200);
 }

@@ -27,7 +27,7 @@ use super::{
     Links,
     packet::{self, Packet},
 };
-use crate::{message::Message, pace::Pace};
+use crate::{message::Message, pace::SharedPace};
 
 /// Longest time until the first message, and for the host to take one.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Host {
     /// The host's name: the link is what it is known by.
     pub name: Name,
-    /// Requests per second; more are taken later.
+    /// Requests per second, over all its connections; more are taken later.
     pub requests_per_s: u32,
 }
 
@@ -46,6 +46,8 @@ pub(super) struct Connection {
     pub(super) socket: Arc<OwnedFd>,
     pub(super) id: u64,
     pub(super) host: Host,
+    /// Of all connections of the host: it gains nothing by opening more.
+    pub(super) pace: Arc<SharedPace>,
     pub(super) links: Arc<Links>,
     pub(super) enforcement: SyncSender<Message>,
 }
@@ -60,11 +62,10 @@ impl Connection {
     /// Serves until the host hangs up or breaks the protocol.
     pub(super) fn serve(&self) -> io::Result<()> {
         let mut greeted = false;
-        let mut pace = Pace::new(self.host.requests_per_s);
         sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Send, Some(PATIENCE))?;
         sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
         while let Some(packet) = packet::receive(&self.socket)? {
-            pace.wait();
+            self.pace.wait();
             let (seq, reply, next) = self.answer(packet, &mut greeted);
             if greeted {
                 sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, None)?;

@@ -26,7 +26,11 @@ use super::{
     Host, Links,
     connection::{Connection, PATIENCE},
 };
-use crate::{error::Failure, message::Message, pace::Pace};
+use crate::{
+    error::Failure,
+    message::Message,
+    pace::{Pace, SharedPace},
+};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 16;
@@ -157,10 +161,11 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Failure> {
 
 fn accept_all(listener: &OwnedFd, settings: &Settings, links: &Arc<Links>, enforcement: &SyncSender<Message>) {
     let mut pace = Pace::new(CONNECTIONS_PER_S);
+    let requests = Arc::new(SharedPace::new(settings.host.requests_per_s));
     loop {
         pace.wait();
         match accept_with(listener, SocketFlags::CLOEXEC) {
-            Ok(socket) => admit(socket, settings, links, enforcement),
+            Ok(socket) => admit(socket, settings, &requests, links, enforcement),
             // Shut down by `stop`.
             Err(Errno::INVAL) => return,
             Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -172,7 +177,13 @@ fn accept_all(listener: &OwnedFd, settings: &Settings, links: &Arc<Links>, enfor
     }
 }
 
-fn admit(socket: OwnedFd, settings: &Settings, links: &Arc<Links>, enforcement: &SyncSender<Message>) {
+fn admit(
+    socket: OwnedFd,
+    settings: &Settings,
+    requests: &Arc<SharedPace>,
+    links: &Arc<Links>,
+    enforcement: &SyncSender<Message>,
+) {
     match peer_uid(&socket) {
         Ok(uid) if may_use(uid, &settings.uids) => {}
         Ok(uid) => {
@@ -196,6 +207,7 @@ fn admit(socket: OwnedFd, settings: &Settings, links: &Arc<Links>, enforcement: 
         socket,
         id,
         host: settings.host.clone(),
+        pace: Arc::clone(requests),
         links: Arc::clone(links),
         enforcement: enforcement.clone(),
     };
