@@ -147,8 +147,9 @@ pub fn run(args: &BlkArgs, mut disk: Disk) -> Result<(Report, Option<Error>), Er
         None if measured.requests == 0 => Some(format!("nothing finished in the measured time at {at}")),
         None => None,
     };
-    disk.close()?;
-    Ok((report, wrong.map(Error::Wrong)))
+    // What was counted is worth to be seen, also if the back-end is gone.
+    let closed = disk.close().err();
+    Ok((report, wrong.map(Error::Wrong).or(closed)))
 }
 
 /// Bytes that are used: whole blocks.

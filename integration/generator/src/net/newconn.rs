@@ -149,7 +149,7 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
         cpu_pct: meter.cpu_pct(),
         ..Report::default()
     };
-    Outcome::new(args, report, state.started, finished, link)
+    Ok(Outcome::new(args, report, state.started, finished, link))
 }
 
 fn done(ends: &[End; 2]) -> u64 {

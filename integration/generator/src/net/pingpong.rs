@@ -58,7 +58,7 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
         }
         sent_at = now;
     }
-    finish(args, link, &meter, trips, None)
+    Ok(finish(args, link, &meter, trips, None))
 }
 
 /// There and back. False if the frame was lost.
@@ -133,7 +133,7 @@ pub fn run_paced(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
     }
     settle(&mut link)?;
     let gap = trips.longest_gap;
-    finish(args, link, &meter, trips, Some(gap))
+    Ok(finish(args, link, &meter, trips, Some(gap)))
 }
 
 /// B takes one frame, and sends its number back. True if there was one.
@@ -175,13 +175,7 @@ fn begin(args: &NetArgs, link: &mut Link) -> Result<(), Error> {
     }
 }
 
-fn finish(
-    args: &NetArgs,
-    link: Link,
-    meter: &Meter,
-    trips: Trips,
-    longest_gap: Option<Duration>,
-) -> Result<Outcome, Error> {
+fn finish(args: &NetArgs, link: Link, meter: &Meter, trips: Trips, longest_gap: Option<Duration>) -> Outcome {
     let Trips {
         latency, polls, empty, ..
     } = trips;

@@ -67,7 +67,7 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
         cpu_pct: meter.cpu_pct(),
         ..Report::default()
     };
-    Outcome::of_stream(args, report, link)
+    Ok(Outcome::of_stream(args, report, link))
 }
 
 /// Frames that are due.

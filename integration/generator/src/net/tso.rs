@@ -251,5 +251,5 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
         cpu_pct: meter.cpu_pct(),
         ..Report::default()
     };
-    Outcome::new(args, report, sent_bytes, receiver.payload_bytes, link)
+    Ok(Outcome::new(args, report, sent_bytes, receiver.payload_bytes, link))
 }
