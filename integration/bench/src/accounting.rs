@@ -12,6 +12,9 @@ use std::{
 
 use crate::generator::Window;
 
+/// Share of the measured time that a stretch between two samples must have: samples are taken a quarter of it apart.
+const WINDOW_SHARE: f64 = 0.7;
+
 /// Whom a thread works for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -183,18 +186,31 @@ impl Shares {
         }
     }
 
-    /// Over the measured window: the last `window.seconds` before the generator ended. Samples are taken now and then,
-    /// so the nearest ones are used; in the warm-up before it the load is the same.
-    pub fn of_window(samples: &[Sample], ended: Instant, window: Window) -> Option<Self> {
-        let begin = ended.checked_sub(window.measured)?;
-        let distance = |sample: &Sample, moment: Instant| {
-            let at = sample.at;
-            at.saturating_duration_since(moment)
-                .max(moment.saturating_duration_since(at))
+    /// Over the measured part of a run, whose beginning nobody tells: the generator connects first, and it takes leave in
+    /// the end. So it is the stretch of that length in which both worked most; the load is even while it lasts. What they
+    /// lost to others counts until the end.
+    pub fn of_window(samples: &[Sample], window: Window) -> Option<Self> {
+        let last = samples.last()?;
+        let length = window.measured.mul_f64(WINDOW_SHARE);
+        let stretches = samples.iter().enumerate().filter_map(|(index, from)| {
+            let later = samples.get(index + 1..)?;
+            let to = later
+                .iter()
+                .find(|to| to.at.saturating_duration_since(from.at) >= length)?;
+            Some((from, to))
+        });
+        let worked = |(from, to): &(&Sample, &Sample)| {
+            let shares = Self::between(from, to);
+            shares.backend_pct + shares.generator_pct
         };
-        let from = samples.iter().min_by_key(|sample| distance(sample, begin))?;
-        let to = samples.iter().rfind(|sample| sample.at < ended)?;
-        (to.at > from.at).then(|| Self::between(from, to))
+        let (from, to) = stretches.max_by(|one, two| worked(one).total_cmp(&worked(two)))?;
+        let wall = |to: &Sample| to.at.saturating_duration_since(from.at).as_secs_f64();
+        let until_end = Self::between(from, last);
+        let lost_pct = (100.0 - until_end.obtained_pct) * wall(last) / wall(to).max(1e-9);
+        Some(Self {
+            obtained_pct: (100.0 - lost_pct).max(0.0),
+            ..Self::between(from, to)
+        })
     }
 }
 
@@ -276,22 +292,32 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_the_measured_part() {
+    fn the_window_is_where_the_work_was() {
         let start = Instant::now();
-        // busy only in the last second of three
-        let runs = [0, 0, 0, 0, 0, 500, 1000];
-        let samples: Vec<Sample> = runs
-            .iter()
-            .zip(0u32..)
-            .map(|(run, index)| sample(start + ms(500) * index, &[(1, Side::Backend, *run, 0)], ms(0)))
-            .collect();
+        // connecting for a second, working for one, taking leave for half
+        let runs = [0, 10, 20, 260, 510, 760, 1010, 1015, 1020];
+        let samples = |waited: u64| -> Vec<Sample> {
+            let threads = runs.iter().zip(0u32..);
+            threads
+                .map(|(run, index)| {
+                    let waited = if index > 6 { waited } else { 0 };
+                    sample(start + ms(250) * index, &[(1, Side::Backend, *run, waited)], ms(0))
+                })
+                .collect()
+        };
         let window = Window { measured: SECOND };
-        let shares = Shares::of_window(&samples, start + ms(3010), window);
+        let shares = Shares::of_window(&samples(0), window).unwrap_or_default();
         assert!(
-            shares.is_some_and(|shares| near(shares.backend_pct, 100.0)),
+            near(shares.backend_pct, 100.0) && near(shares.obtained_pct, 100.0),
             "{shares:?}"
         );
-        assert_eq!(Shares::of_window(&samples[..1], start + ms(3010), window), None);
+        // what was lost after the stretch that was chosen counts as if it had been in it
+        let shares = Shares::of_window(&samples(75), window).unwrap_or_default();
+        assert!(
+            near(shares.backend_pct, 100.0) && shares.obtained_pct < 95.0,
+            "{shares:?}"
+        );
+        assert_eq!(Shares::of_window(&samples(0)[..1], window), None);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub struct Timing {
     pub warmup: f64,
 }
 
-/// The measured part of a run, which ends when the generator does.
+/// The measured part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// Its length.
@@ -125,6 +125,7 @@ pub struct Load {
     launch: Launch,
     window: Window,
     limit: Duration,
+    is_backend: bool,
     read: fn(&str) -> Option<Report>,
 }
 
@@ -136,14 +137,27 @@ impl Load {
             launch,
             window: Window { measured },
             limit: measured + Duration::from_secs_f64(timing.warmup) + EXTRA_LIMIT,
+            is_backend: false,
             read,
         }
+    }
+
+    /// It is the backend too: there is no other process.
+    #[must_use]
+    pub fn is_backend(mut self) -> Self {
+        self.is_backend = true;
+        self
     }
 
     /// Runs it, and watches meanwhile who uses the CPU. `roles` gets the generator's process id here.
     pub fn run(self, mut roles: Roles, folder: &Path) -> Result<Outcome, Failure> {
         let mut running = self.launch.read_stdout().start(&folder.join("generator.log"))?;
-        roles.generator = running.pid();
+        if self.is_backend {
+            roles.backend.insert(running.pid());
+            roles.backend_core = roles.generator_core;
+        } else {
+            roles.generator = running.pid();
+        }
         let remedy = "look at the log of the backend; with --verbose the run folder is kept";
         let mut stdout = running.take_stdout();
         let begun = Instant::now();
@@ -166,7 +180,7 @@ impl Load {
             }
             thread::sleep(POLL_INTERVAL);
         };
-        let ended = Instant::now();
+        samples.push(Sample::take(&roles));
         let mut text = String::new();
         let read = stdout.as_mut().map(|pipe| pipe.read_to_string(&mut text));
         if !status.success() {
@@ -176,7 +190,7 @@ impl Load {
         let report = report.ok_or_else(|| running.failure(format!("printed no result: {:?}", text.trim()), remedy))?;
         Ok(Outcome {
             report,
-            shares: Shares::of_window(&samples, ended, self.window).unwrap_or_default(),
+            shares: Shares::of_window(&samples, self.window).unwrap_or_default(),
         })
     }
 }

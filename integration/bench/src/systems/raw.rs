@@ -79,7 +79,7 @@ pub fn fio_load(path: &Path, direct: bool, work: BlkWork, timing: Timing, core: 
         .arg(format!("--ramp_time={}ms", (timing.warmup * 1e3).round()))
         // in the process that was started, not in a child of it: its CPU time is counted by process
         .args(["--thread", "--output-format=json"]);
-    Load::new(launch, timing, parse_fio)
+    Load::new(launch, timing, parse_fio).is_backend()
 }
 
 /// IOPS of the one job: it only reads or only writes, so the sum is the one that is not 0.
