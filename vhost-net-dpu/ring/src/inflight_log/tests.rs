@@ -228,7 +228,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 500 }))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     /// However often the device is killed, and wherever: what it had taken and not published it gets again, once and in
     /// the same order, then what comes after; what it had published it does not get again.
@@ -426,7 +426,7 @@ fn h08_what_a_host_writes_to_the_region_is_refused_or_harmless() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 500 }))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     /// Any bytes as a region: an error, or a ring that yields no more than it has.
     #[test]

@@ -166,7 +166,7 @@ fn changed(before: &[u8], after: &[u8]) -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 200 }))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// Whatever the device does: a page that it changed since the marks were taken is marked.
     #[test]
