@@ -37,7 +37,8 @@ enum Verb {
     /// Make a volume, or change it to what is said here
     #[command(after_help = "\
 The file must be there, on the DPU, and be at least that long: truncate -s 4G disk1.raw makes one.
-A volume that a guest uses may grow, after its file has: truncate -s 8G disk1.raw. It cannot shrink then.
+A volume that a guest uses may grow, after its file has: truncate -s 8G disk1.raw. It cannot
+shrink then.
 
 Examples:
   outboard volume create disk1 --size 4GiB --file disk1.raw
