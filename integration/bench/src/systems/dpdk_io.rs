@@ -28,6 +28,8 @@ impl DpdkIo {
         let (a, b) = (folder.join("a.sock"), folder.join("b.sock"));
         let core = context.machine.backend_core;
         let launch = Launch::new("dpdk-io", "dpdk-testpmd", core)
+            // not the folder that all DPDK programs of a machine share
+            .env("RUNTIME_DIRECTORY", folder)
             // the main thread only waits; the second forwards; both on the one core
             .args(["--lcores".into(), format!("0@{core},1@{core}")])
             .args(dpdk_memory(&context.machine, MEMORY_MB))

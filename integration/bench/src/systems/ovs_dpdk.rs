@@ -156,8 +156,16 @@ fn ports(folder: &Path) -> Vec<String> {
     words
 }
 
-fn variables(folder: &Path) -> [(&'static str, &Path); 4] {
-    ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"].map(|name| (name, folder))
+/// Its own folders, and DPDK's.
+fn variables(folder: &Path) -> [(&'static str, &Path); 5] {
+    let names = [
+        "OVS_RUNDIR",
+        "OVS_LOGDIR",
+        "OVS_DBDIR",
+        "OVS_SYSCONFDIR",
+        "RUNTIME_DIRECTORY",
+    ];
+    names.map(|name| (name, folder))
 }
 
 fn environment(launch: Launch, folder: &Path) -> Launch {
