@@ -1,7 +1,7 @@
 //! Daemons that are killed, and files that are damaged while nobody looks: no state is lost, nothing is granted from a
 //! damaged file, and traffic goes on as soon as it can.
 
-use std::{fs, os::unix::net::UnixListener, path::Path, thread, time::Duration};
+use std::{fs, net::Shutdown, os::unix::net::UnixListener, path::Path, thread, time::Duration};
 
 use outboard_integration::{
     frontend::{BlkGuest, Frontend, NetGuest, echo_frame},
@@ -126,6 +126,19 @@ fn connected(site: &Site, number: u8) -> Outcome<NetGuest> {
     })?;
     site.wait_binding("port", &port, "active")?;
     Ok(guest)
+}
+
+/// Waits until a DPU has taken over the sessions of vm1 and vm2, for the `replays`th time.
+fn taken_over(site: &Site, replays: u64) -> Outcome {
+    let look = || {
+        let list: serde_json::Value = serde_json::from_str(&site.shim(&["list", "--json"]).ok()?.ok()?).ok()?;
+        let told = |device: &&serde_json::Value| {
+            matches!(device["name"].as_str(), Some("vm1" | "vm2")) && device["replays"].as_u64() == Some(replays)
+        };
+        let devices = list["devices"].as_array()?;
+        (devices.iter().filter(told).count() == 2).then_some(())
+    };
+    wait::until(LIMIT, look).ok_or_else(|| format!("no DPU takes the sessions over: {:?}", site.shim(&["list"])).into())
 }
 
 fn disk(site: &Site) -> Outcome<BlkGuest> {
@@ -281,12 +294,9 @@ fn the_dpu_starts_without_a_broker() -> Outcome {
     scene.site.stop("broker")?;
     scene.site.kill("dpu")?;
     scene.site.start("dpu")?;
-    // the whole state file alone grants what the damaged one must not; states are only told by the broker
-    let start = |port: &str| {
-        let socket = scene.site.run_path(&format!("ports/{port}.sock"));
-        wait::until(LIMIT, || NetGuest::start(&socket).ok()).ok_or_else(|| format!("{port} does not start"))
-    };
-    scene.guests = [start("vm1")?, start("vm2")?];
+    // the whole state file alone grants what the damaged one must not, so that the shim's sessions go on; states are only
+    // told by the broker
+    taken_over(&scene.site, 1)?;
     let arrives = wait::until(LIMIT, || {
         scene.guests[0].send(&echo_frame(1, 2, 0)).then_some(())?;
         scene.guests[1].receive(Duration::from_millis(200))
@@ -346,12 +356,16 @@ fn a_vmm_that_listens() -> Outcome {
         drop(listener);
         fs::remove_file(&path)?;
         stream.set_nonblocking(false)?;
+        let hang_up = stream.try_clone()?;
         scene.guests[0] = NetGuest::negotiate(Frontend::over(stream)?)?.run()?;
         scene.site.wait_binding("port", "vm1", "active")?;
         scene.exchange()?;
         scene.site.kill("dpu")?;
         scene.site.start("dpu")?;
-        scene.guests[1] = connected(&scene.site, 2)?;
+        // no guest sees anything of it
+        taken_over(&scene.site, round)?;
+        scene.exchange()?;
+        hang_up.shutdown(Shutdown::Both)?;
     }
     Ok(())
 }
