@@ -123,13 +123,19 @@ impl NetGuest {
 
     /// Sets up and enables queue 0 (rx) or 1 (tx).
     pub fn start_queue(&mut self, index: u8) -> io::Result<()> {
-        let (at, queue) = (usize::from(index), u32::from(index));
+        let queue = u32::from(index);
         self.frontend
             .send_acked(Request::SetVringNum, &vring_state(queue, QUEUE_SIZE.into()), &[])?;
         self.frontend
             .send_acked(Request::SetVringBase, &vring_state(queue, 0), &[])?;
         self.frontend
             .send_acked(Request::SetVringAddr, &self.vring_addr(index), &[])?;
+        self.start_queue_as_it_is(index)
+    }
+
+    /// Gives the queue its call and its kick and enables it, whatever its size and addresses are.
+    pub fn start_queue_as_it_is(&mut self, index: u8) -> io::Result<()> {
+        let (at, queue) = (usize::from(index), u32::from(index));
         let number = u64::from(index).to_ne_bytes();
         self.frontend
             .send_acked(Request::SetVringCall, &number, &[self.calls[at].as_fd()])?;
