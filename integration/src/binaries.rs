@@ -51,6 +51,17 @@ impl Binaries {
         })
     }
 
+    /// The load generator, built like the programs.
+    pub fn build_generator() -> io::Result<PathBuf> {
+        static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        let folder = once(&BUILT, || {
+            let folder = profile_folder()?;
+            cargo_build(&folder, &["outboard-generator"], &[])?;
+            Ok(folder)
+        })?;
+        Ok(folder.path("outboard-generator"))
+    }
+
     /// Path of one program.
     pub fn path(&self, program: &str) -> PathBuf {
         self.0.join(program)

@@ -7,6 +7,7 @@ pub mod frontend;
 pub mod guest;
 pub mod ledger;
 pub mod process;
+pub mod qmp;
 pub mod random;
 pub mod record;
 pub mod setup;

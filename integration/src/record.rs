@@ -22,30 +22,66 @@ pub struct Survivors {
     pub openings: u64,
 }
 
-/// Rebuilds volume `name` of `size` bytes, which began as zeros, from those writes alone that a successful sync covered.
-pub fn survivors(folder: &Path, name: &str, size: usize) -> io::Result<Survivors> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')) {
-            files.push(path);
+/// The record of one volume, read bit by bit.
+#[derive(Debug)]
+pub struct Record {
+    folder: PathBuf,
+    name: String,
+    survivors: Survivors,
+    pending: Vec<Write>,
+}
+
+impl Record {
+    /// Of the volume in file `name`, which has `size` bytes and began as zeros; its record is in `folder`.
+    pub fn new(folder: &Path, name: &str, size: usize) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+            survivors: Survivors {
+                image: vec![0; size],
+                ..Survivors::default()
+            },
+            pending: Vec::new(),
         }
     }
-    files.sort();
-    let mut survivors = Survivors {
-        image: vec![0; size],
-        ..Survivors::default()
-    };
-    let mut pending: Vec<Write> = Vec::new();
-    for file in files {
-        survivors.openings += 1;
-        replay(&file, &mut survivors, &mut pending)?;
+
+    /// Takes in, and deletes, what has been recorded since this was called last: what would have survived a power cut now.
+    /// Nobody may be writing it.
+    pub fn take(&mut self) -> io::Result<&Survivors> {
+        for file in self.read()? {
+            fs::remove_file(file)?;
+        }
+        Ok(&self.survivors)
     }
-    Ok(survivors)
+
+    /// Reads every file there is, in their order; which they are.
+    fn read(&mut self) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if file.strip_prefix(&self.name).is_some_and(|rest| rest.starts_with('.')) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        for file in &files {
+            self.survivors.openings += 1;
+            replay(file, &mut self.survivors, &mut self.pending)?;
+        }
+        Ok(files)
+    }
+}
+
+/// Rebuilds volume `name` of `size` bytes, which began as zeros, from those writes alone that a successful sync covered.
+pub fn survivors(folder: &Path, name: &str, size: usize) -> io::Result<Survivors> {
+    let mut record = Record::new(folder, name, size);
+    record.read()?;
+    Ok(record.survivors)
 }
 
 /// A completed write that no sync has covered yet.
+#[derive(Debug)]
 struct Write {
     offset: usize,
     data: Vec<u8>,
@@ -138,6 +174,15 @@ mod tests {
         let found = survivors(folder.path(), "disk", 4)?;
         assert_eq!(found.image, [1, 2, 3, 0]);
         assert_eq!((found.writes, found.syncs, found.openings), (4, 2, 2));
+
+        // taken bit by bit it is the same
+        let mut record = Record::new(folder.path(), "disk", 4);
+        assert_eq!(record.take()?.image, [1, 2, 3, 0]);
+        fs::write(
+            folder.path().join("disk.000000"),
+            [entry(b'S', 0, &[]), entry(b'D', 0, &[])].concat(),
+        )?;
+        assert_eq!(record.take()?.image, [1, 2, 3, 9]);
         Ok(())
     }
 }

@@ -31,6 +31,8 @@ pub struct Site {
     /// Environment of the daemons that are started one by one.
     environment: Vec<(&'static str, String)>,
     processes: [Option<Process>; 3],
+    /// Programs that are started instead of those of `binaries`.
+    replaced: [Option<PathBuf>; 3],
 }
 
 impl Site {
@@ -62,6 +64,7 @@ impl Site {
             folder,
             binaries,
             processes: [None, None, None],
+            replaced: [None, None, None],
         };
         let file = site.file("topology.toml", topology)?;
         Stack::up(&site.binaries, &file, site.folder.path(), |_| {})?.stop()?;
@@ -141,18 +144,49 @@ impl Site {
 
     /// Starts a daemon without waiting.
     pub fn launch(&mut self, daemon: &str) -> Outcome {
+        let process = self.spawn(daemon, &[])?;
+        self.processes[index(daemon)] = Some(process);
+        Ok(())
+    }
+
+    /// Starts the DPU's program anew, which makes the one that serves end and takes its place; waits until that ended.
+    pub fn take_over(&mut self) -> Outcome {
+        let next = self.spawn("dpu", &["--take-over"])?;
+        let mut old = self.processes[index("dpu")].replace(next).ok_or("it does not run")?;
+        let status = wait::until(LIMIT, || old.ended()).ok_or("the old process does not end")?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(format!("the old process ended with {status}: {}", self.log("dpu")).into())
+    }
+
+    fn spawn(&self, daemon: &str, more: &[&str]) -> Outcome<Process> {
         let config = self.run_path(&format!("{daemon}.toml"));
-        let program = self.binaries.path(&format!("outboard-{daemon}"));
-        let process = Process::start(
+        let program = match &self.replaced[index(daemon)] {
+            Some(program) => program.clone(),
+            None => self.binaries.path(&format!("outboard-{daemon}")),
+        };
+        Ok(Process::start(
             daemon,
             &program,
             |command| {
-                command.args(["run", "--config"]).arg(config);
+                command.args(["run", "--config"]).arg(config).args(more);
                 command.envs(self.environment.iter().map(|(name, value)| (name, value)));
             },
             &self.log_path(daemon),
-        )?;
-        self.processes[index(daemon)] = Some(process);
+        )?)
+    }
+
+    /// Installs a daemon's program anew, beside the one that runs: the next start is of the new file.
+    pub fn install_anew(&mut self, daemon: &str) -> Outcome {
+        let name = format!("outboard-{daemon}");
+        let file = self.folder.path().join(format!("{name}.new"));
+        // not over the old one, which may be running
+        if file.exists() {
+            fs::remove_file(&file)?;
+        }
+        fs::copy(self.binaries.path(&name), &file)?;
+        self.replaced[index(daemon)] = Some(file);
         Ok(())
     }
 
