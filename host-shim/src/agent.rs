@@ -39,7 +39,7 @@ pub const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// First delay before a session that the DPU ended is asked for again. A notice of revocation overtakes it.
 pub const SESSION_RETRY_FIRST: Duration = Duration::from_millis(5);
 /// Longest delay before a session is asked for again.
-pub const SESSION_RETRY_LONGEST: Duration = Duration::from_secs(1);
+pub const SESSION_RETRY_LONGEST: Duration = Duration::from_millis(250);
 /// A session that lasted this long begins with the first delay again.
 pub const SESSION_STEADY_AFTER: Duration = Duration::from_secs(5);
 /// How long a session may be without a DPU before that is called a problem.

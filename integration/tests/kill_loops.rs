@@ -33,7 +33,7 @@ use tempfile::TempPath;
 const BLOCKS: usize = 256;
 const DEPTH: usize = 16;
 /// Rounds unless `OUTBOARD_ROUNDS` says otherwise.
-const ROUNDS: u32 = 40;
+const ROUNDS: u32 = 25;
 /// How long frames may stay away after the next process was started.
 const BACK_LIMIT: Duration = Duration::from_secs(1);
 
