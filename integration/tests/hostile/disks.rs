@@ -8,7 +8,7 @@ use outboard_integration::{
     },
     wait,
 };
-use outboard_ring::driver::GuestRam;
+use outboard_ring::driver::{GuestRam, RAM_START};
 
 use crate::scene::{LIMIT, Outcome, Scene, usage};
 
@@ -215,9 +215,13 @@ fn h07_dirty_logs_that_do_not_fit() -> Outcome {
         let taken = frontend
             .reply(Request::SetLogBase)
             .and_then(|_| frontend.send_acked(Request::SetFeatures, &features, &[]));
-        // The shim may have taken it on its own account; the session ends when the DPU has refused.
-        let refused = taken.is_err() || frontend.closed_within(LIMIT);
+        // The shim may take it on its own account while no DPU is there: then none that comes takes the session, and
+        // nothing is served any more.
+        let refused = taken.is_err() || !reads(&mut rings, &slot)?;
         assert!(refused, "{what} is refused");
+        let mut logged = [0; 8192];
+        log.memory().read(RAM_START, &mut logged)?;
+        assert_eq!(logged, [0; 8192], "{what}: nothing is logged");
     }
     scene.assert_unharmed()?;
     scene.stack.stop()?;
