@@ -70,6 +70,19 @@ impl Scene {
         Ok(wait::until(LIMIT, || NetGuest::connect(&socket).ok()).ok_or("the attacker's port does not open")?)
     }
 
+    /// How many sessions the DPU has ended because of what came over them.
+    pub fn refusals(&self) -> usize {
+        let log = fs::read_to_string(self.stack.run_dir().join("log/dpu.log")).unwrap_or_default();
+        log.matches("the session was ended").count()
+    }
+
+    /// Was what gave `result` refused, when `before` sessions had been ended? Either the VMM is told, or the DPU has ended its
+    /// session: the shim, which holds the VMM's, acknowledges what is told to no DPU, and tells it to the next one, which
+    /// ends its session too.
+    pub fn refused<T>(&self, result: &io::Result<T>, before: usize) -> bool {
+        result.is_err() || wait::until(LIMIT, || (self.refusals() > before).then_some(())).is_some()
+    }
+
     /// Neighbours exchange frames both ways; each must arrive, once and in order.
     pub fn exchange(&mut self) -> Outcome {
         let [one, two] = &mut self.neighbours;
