@@ -205,6 +205,15 @@ pub(crate) struct Recovered {
 }
 
 impl InflightLog {
+    /// Note that nothing is in flight: the driver was reset, and with it the ring. No ring may run on the log.
+    ///
+    /// # Errors
+    /// [`InflightError::Access`], which would be a bug.
+    pub fn forget(&self) -> Result<(), InflightError> {
+        (0..self.queue_size)
+            .try_for_each(|head| Ok(self.area.store(0u8, entry(head) + INFLIGHT_OFFSET, Ordering::Release)?))
+    }
+
     /// Finish what was cut off, and find what was in flight. `used_idx` is that of the used ring.
     pub(crate) fn recover(self, ring_size: u16, used_idx: u16) -> Result<Recovered, InflightError> {
         if ring_size > self.queue_size {
@@ -240,9 +249,7 @@ impl InflightLog {
 
     /// Write a new log. Its version comes last, so that one that was cut off is begun again.
     fn begin(&self, used_idx: u16) -> Result<(), InflightError> {
-        for head in 0..self.queue_size {
-            self.area.store(0u8, entry(head) + INFLIGHT_OFFSET, Ordering::Relaxed)?;
-        }
+        self.forget()?;
         self.area.store(0u64, 0, Ordering::Relaxed)?;
         self.store16(DESC_NUM_OFFSET, self.queue_size)?;
         self.store16(LAST_BATCH_HEAD_OFFSET, 0)?;

@@ -10,7 +10,9 @@
 //! and off, and moved to another log, under queues that run.
 //!
 //! A device that finishes requests out of order has its front-end keep a region in which each ring notes what is in
-//! flight. A ring that starts with such notes goes on where they say, whatever SET_VRING_BASE said.
+//! flight. A ring that starts with such notes goes on where they say, whatever SET_VRING_BASE said;
+//! unless that follows on GET_VRING_BASE and names another index, as after a reset of the driver: then nothing is in
+//! flight.
 //!
 //! The `vhost` crate supplies the protocol's numbers. Its request handler is not used: it retries without end when
 //! the peer, which may share our end of the stream, sets O_NONBLOCK on it; it cannot take a message that comes in

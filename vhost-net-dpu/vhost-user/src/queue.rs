@@ -10,6 +10,8 @@ pub(crate) struct Queue {
     pub(crate) size: Option<u16>,
     /// Where the available ring goes on when the queue starts.
     pub(crate) base: u16,
+    /// What GET_VRING_BASE told, until the queue starts again.
+    pub(crate) told: Option<u16>,
     pub(crate) addr: Option<VringAddr>,
     /// Under which guest-physical address writes to the used ring are logged, if they are.
     pub(crate) log_used: Option<u64>,
@@ -32,7 +34,7 @@ impl Queue {
 
     /// Forget what has to be said again before the queue starts again (vhost-user, GET_VRING_BASE).
     pub(crate) fn stopped(&mut self) {
-        (self.kick, self.call) = (None, None);
+        (self.kick, self.call, self.told) = (None, None, Some(self.base));
     }
 }
 

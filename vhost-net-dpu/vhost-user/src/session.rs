@@ -328,7 +328,11 @@ impl<'a> Session<'a> {
             field: "base",
             value: base.into(),
         };
-        self.queue(index).base = u16::try_from(base).map_err(|_| wrong)?;
+        let base = u16::try_from(base).map_err(|_| wrong)?;
+        self.queue(index).base = base;
+        if self.queue(index).told.is_some_and(|told| told != base) {
+            self.forget_inflight(index)?;
+        }
         self.start(index)
     }
 
@@ -446,7 +450,7 @@ impl<'a> Session<'a> {
             log,
         };
         self.device.start_queue(index, resources)?;
-        self.queue(index).running = true;
+        (self.queue(index).running, self.queue(index).told) = (true, None);
         tracing::debug!(queue = index, size, "queue started");
         Ok(())
     }

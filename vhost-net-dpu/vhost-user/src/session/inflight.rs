@@ -45,6 +45,16 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// A queue that was stopped is to go on elsewhere than where it stopped: its driver was reset. What a broken queue had
+    /// left unanswered was of the ring before, and would be looked for in this one.
+    pub(super) fn forget_inflight(&self, index: u16) -> Result<(), SessionError> {
+        match self.inflight.as_ref().map(|region| region.queue(index)) {
+            Some(Ok(log)) => Ok(log.forget()?),
+            // A region that lacks the queue is refused when the queue starts.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+
     fn check_shape(&self, kind: FrontendReq, shape: InflightShape) -> Result<(), SessionError> {
         if shape.queue_count > self.queue_count() && on(Check::InflightRegion) {
             return Err(SessionError::Value {

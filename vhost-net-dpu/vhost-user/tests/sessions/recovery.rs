@@ -111,6 +111,43 @@ fn a_region_does_not_disturb_queues_that_stop_and_start() {
     frontend.close();
 }
 
+/// A queue that its guest broke leaves requests that nobody answers any more. A driver that was reset begins without
+/// them; one that was only paused has them still.
+#[test]
+fn a_driver_that_was_reset_has_nothing_in_flight_though_its_former_queue_was_broken() {
+    let ram = GuestRam::new(1 << 20);
+    let mut broken = Driver::new(&ram, 8, 0);
+    let frontend = Frontend::new().negotiated();
+    let _region = set_region(&frontend);
+    frontend.set_memory(&[&ram]);
+    frontend.set_up_queue(0, &broken);
+    for _ in 0..3 {
+        broken.add_bytes(&[b"x"], &[4]).unwrap();
+    }
+    broken.publish();
+    let heads = serve_some(&frontend, 3, &[1]);
+    assert_eq!(
+        frontend.get(FrontendReq::GET_VRING_BASE, &words(&[0, 0])),
+        words(&[0, 3])
+    );
+
+    frontend.set_up_queue_at(0, &broken, 3);
+    assert_eq!(frontend.log.events(), ["start 0 at 0", "stop 0 at 3", "start 0 at 3"]);
+    assert_eq!(serve_some(&frontend, 2, &[]), [heads[0], heads[2]]);
+    assert_eq!(
+        frontend.get(FrontendReq::GET_VRING_BASE, &words(&[0, 0])),
+        words(&[0, 3])
+    );
+
+    let mut driver = Driver::new(&ram, 8, 0);
+    frontend.set_up_queue(0, &driver);
+    assert_eq!(frontend.log.events(), ["stop 0 at 3", "start 0 at 0"]);
+    for _ in 0..10 {
+        frontend.round(0, &mut driver);
+    }
+    frontend.close();
+}
+
 /// The vhost crate, as cloud-hypervisor uses it.
 #[test]
 fn the_vhost_crate_gets_and_sets_a_region_and_a_channel_and_resets() {
