@@ -43,7 +43,7 @@ use rustix::process::Pid;
 
 use self::{
     asked::{Asked, Held},
-    exchange::{Dpu, Lost, Outstanding, Step},
+    exchange::{Dpu, Lost, Outstanding, Step, StreamEnds},
     fault::Fault,
     framing::{Descriptor, Message},
     offer::{Offer, Relied},
@@ -119,6 +119,8 @@ pub struct Session {
     was_served: bool,
     /// Something of what is remembered no DPU has acknowledged yet.
     unverified: bool,
+    /// Where the streams of DPUs ended since one last served.
+    stream_ends: Option<StreamEnds>,
     steps: VecDeque<Step>,
     outstanding: Option<Outstanding>,
     asked: Option<Asked>,
@@ -143,6 +145,7 @@ impl Session {
             dpu: Dpu::Away(Lost::Never),
             was_served: false,
             unverified: false,
+            stream_ends: None,
             steps: VecDeque::new(),
             outstanding: None,
             asked: None,

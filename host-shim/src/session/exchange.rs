@@ -19,6 +19,17 @@ pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
 /// DPU for those of its predecessor.
 pub const DRAIN_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How many DPUs may end the stream at the same request, one after the other, before that is taken for their refusal of
+/// it: not every request has an answer that can say no.
+pub const STREAM_ENDS_MAX: u32 = 5;
+
+/// The request at which the streams of the last DPUs ended, and of how many.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StreamEnds {
+    code: Code,
+    count: u32,
+}
+
 /// Whether a DPU is there.
 #[derive(Debug)]
 pub(super) enum Dpu {
@@ -132,8 +143,12 @@ impl Session {
         if matches!(self.dpu, Dpu::Away(_)) {
             return Ok(());
         }
+        let refused = self.counted_as_refusal();
         self.forget_exchange();
         self.dpu = Dpu::Away(lost);
+        if let Some(code) = refused {
+            return Err(Fault::EndsEveryDpu(code, STREAM_ENDS_MAX));
+        }
         self.remembered.refresh_bases();
         let in_flight = self.remembered.in_flight_total();
         self.note(Note::DpuLost(in_flight));
@@ -141,6 +156,21 @@ impl Session {
             Some(asked) => self.answer_without_dpu(asked, now),
             None => Ok(()),
         }
+    }
+
+    /// The request that a DPU was being told when it ended the stream, if so many have that no other will take it either.
+    /// What an earlier DPU has served is never held against the VMM.
+    fn counted_as_refusal(&mut self) -> Option<Code> {
+        let code = self.outstanding.as_ref()?.code;
+        if matches!(self.dpu, Dpu::Greeting { .. }) {
+            return None;
+        }
+        let count = match self.stream_ends {
+            Some(ends) if ends.code == code => ends.count + 1,
+            _ => 1,
+        };
+        self.stream_ends = Some(StreamEnds { code, count });
+        (count >= STREAM_ENDS_MAX && self.unverified).then_some(code)
     }
 
     /// What was on its way to a DPU is on its way no more.
@@ -309,7 +339,7 @@ impl Session {
 
     /// The DPU knows all that is remembered.
     fn settled(&mut self, announce: bool) {
-        self.unverified = false;
+        (self.unverified, self.stream_ends) = (false, None);
         let replay = std::mem::replace(&mut self.was_served, true);
         self.note(Note::Ready { replay });
         if announce {

@@ -123,6 +123,9 @@ pub enum Fault {
     /// The DPU said no where the VMM cannot be told.
     #[error("the DPU refused {0}")]
     RefusedByDpu(Code),
+    /// One DPU after the other ends its stream when it is told this.
+    #[error("{1} DPUs, one after the other, ended the session when they were told {0}")]
+    EndsEveryDpu(Code, u32),
     /// An answer that does not fit the request.
     #[error("the DPU answered {code} with message {request}, flags {flags:#x}, {len} bytes, {descriptors} descriptors")]
     WrongAnswer {

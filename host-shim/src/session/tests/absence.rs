@@ -8,7 +8,7 @@ use rustix::io::pwrite;
 use super::world::*;
 use crate::session::{
     HELD_QUIETLY_MAX, Note, STOPPING_MAX, Session,
-    exchange::{ANSWER_WAIT_MAX, DRAIN_WAIT_MAX},
+    exchange::{ANSWER_WAIT_MAX, DRAIN_WAIT_MAX, STREAM_ENDS_MAX},
     fault::Fault,
     offer::Unfit,
     vhost_user_wire::{Code, VIRTIO_F_PROTOCOL_FEATURES, VIRTIO_F_VERSION_1, protocol_feature::*},
@@ -372,4 +372,36 @@ impl World {
         self.session.dpu_answered(answer, self.now).unwrap();
         self.pump().unwrap();
     }
+}
+
+/// `SET_LOG_BASE` has no answer that says no: a DPU that does not take it can only end its stream.
+fn log_base() -> crate::session::framing::Message {
+    let log = [1_u64 << 16, 0].into_iter().flat_map(u64::to_le_bytes).collect();
+    message(Code::SetLogBase, log, [memory()])
+}
+
+#[test]
+fn what_ends_one_dpus_stream_after_the_other_is_refused() {
+    let (mut world, _file) = World::running(Volume);
+    world.ends_at = Some(Code::SetLogBase);
+    world.try_ask(log_base()).unwrap();
+    let ended = (1..STREAM_ENDS_MAX).find_map(|before| world.connect(dpu()).err().map(|fault| (before, fault)));
+    assert!(
+        matches!(ended, Some((4, Fault::EndsEveryDpu(Code::SetLogBase, 5)))),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn dpus_that_die_of_what_one_has_served_are_waited_for() {
+    let (mut world, _file) = World::running(Volume);
+    world.ask(log_base());
+    world.kill().unwrap();
+    world.ends_at = Some(Code::SetLogBase);
+    for _ in 0..3 * STREAM_ENDS_MAX {
+        world.connect(dpu()).unwrap();
+    }
+    world.ends_at = None;
+    world.connect(dpu()).unwrap();
+    assert_eq!(world.notes.last(), Some(&Note::Ready { replay: true }));
 }

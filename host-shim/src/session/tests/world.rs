@@ -46,6 +46,8 @@ pub struct World {
     pub unanswered: Option<Message>,
     /// The DPU takes messages and answers none.
     pub hangs: bool,
+    /// The DPU closes its stream when it is told this.
+    pub ends_at: Option<Code>,
 }
 
 pub fn dpu() -> ModelDpu {
@@ -142,6 +144,7 @@ impl World {
             dropped: Vec::new(),
             unanswered: None,
             hangs: false,
+            ends_at: None,
         }
     }
 
@@ -245,6 +248,10 @@ impl World {
                 Output::ToDpu(message) if self.hangs && message.request != Code::SetProtocolFeatures as u32 => {
                     assert!(self.unanswered.is_none(), "two requests outstanding");
                     self.unanswered = Some(message);
+                }
+                Output::ToDpu(message) if self.ends_at.is_some_and(|code| code as u32 == message.request) => {
+                    self.dpu = None;
+                    self.session.dpu_lost(self.now)?;
                 }
                 Output::ToDpu(message) => {
                     let dpu = self.dpu.as_mut().expect("a message for a DPU that is not there");
