@@ -476,9 +476,10 @@ impl<'a> Session<'a> {
         self.indices().try_for_each(|index| self.stop(index))
     }
 
-    /// RESET_DEVICE: rings and features are forgotten; memory, owner and protocol features stay.
+    /// RESET_DEVICE: rings, what was in flight and features are forgotten; memory, owner and protocol features stay.
     fn reset_device(&mut self) -> Result<(), SessionError> {
         self.stop_all()?;
+        self.indices().try_for_each(|index| self.forget_inflight(index))?;
         self.queues.iter_mut().for_each(|queue| *queue = Queue::default());
         (self.features, self.log, self.inflight, self.unlogged) = (None, None, None, false);
         self.device.reset()?;

@@ -69,6 +69,19 @@ const ZEROES: Op = Op::WriteZeroes {
     durable: false,
 };
 
+/// Else a request that the kernel could not take for a moment would wait for another one to come.
+#[test]
+fn nobody_may_sleep_on_what_the_kernel_has_not_taken() {
+    let ram = GuestRam::new(1 << 20);
+    let mut backend = backend_that_cannot_sync();
+    assert!(!backend.arm());
+    backend.submit(request(&ram, 0, WRITE)).expect("it is idle");
+    assert!(backend.arm(), "as if the kernel had refused it");
+    backend.start();
+    assert_eq!(next(&mut backend), (0, Ok(())));
+    assert!(!backend.arm());
+}
+
 #[test]
 fn a_failed_flush_fails_all_later_flushes_and_writes_but_no_read() {
     let ram = GuestRam::new(1 << 20);

@@ -228,6 +228,11 @@ impl Uring {
         !self.0.ring.completion().is_empty()
     }
 
+    /// Is anything staged that the kernel has not taken?
+    pub(super) fn is_staged(&mut self) -> bool {
+        !self.0.ring.submission().is_empty()
+    }
+
     /// Readable after a report came.
     pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.0.wake.as_fd()

@@ -45,8 +45,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A queue that was stopped is to go on elsewhere than where it stopped: its driver was reset. What a broken queue had
-    /// left unanswered was of the ring before, and would be looked for in this one.
+    /// The driver of a stopped queue was reset: by RESET_DEVICE, or since the queue is to go on elsewhere than where it
+    /// stopped. What it had left unanswered, being broken, was of the ring before, and would be looked for in the next.
     pub(super) fn forget_inflight(&self, index: u16) -> Result<(), SessionError> {
         match self.inflight.as_ref().map(|region| region.queue(index)) {
             Some(Ok(log)) => Ok(log.forget()?),

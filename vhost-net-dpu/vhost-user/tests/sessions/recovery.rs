@@ -118,7 +118,7 @@ fn a_driver_that_was_reset_has_nothing_in_flight_though_its_former_queue_was_bro
     let ram = GuestRam::new(1 << 20);
     let mut broken = Driver::new(&ram, 8, 0);
     let frontend = Frontend::new().negotiated();
-    let _region = set_region(&frontend);
+    let region = set_region(&frontend);
     frontend.set_memory(&[&ram]);
     frontend.set_up_queue(0, &broken);
     for _ in 0..3 {
@@ -145,6 +145,21 @@ fn a_driver_that_was_reset_has_nothing_in_flight_though_its_former_queue_was_bro
     for _ in 0..10 {
         frontend.round(0, &mut driver);
     }
+
+    // The same by a reset of the whole device, after which the front-end gives the region back.
+    driver.add_bytes(&[b"x"], &[4]).unwrap();
+    driver.publish();
+    serve_some(&frontend, 1, &[]);
+    frontend.ask(FrontendReq::RESET_DEVICE, &[], &[]);
+    let features = 1u64 << 32 | crate::frontend::F_PROTOCOL_FEATURES;
+    frontend.ask(FrontendReq::SET_FEATURES, &features.to_ne_bytes(), &[]);
+    let len = region.metadata().unwrap().len();
+    let body = inflight(len, 0, QUEUE_COUNT, QUEUE_SIZE_MAX);
+    frontend.ask(FrontendReq::SET_INFLIGHT_FD, &body, &[region.as_fd()]);
+    let mut driver = Driver::new(&ram, 8, 0);
+    frontend.set_up_queue(0, &driver);
+    assert_eq!(frontend.log.events(), ["stop 0 at 11", "reset", "start 0 at 0"]);
+    frontend.round(0, &mut driver);
     frontend.close();
 }
 
