@@ -1,4 +1,4 @@
-//! Folders of a run, and that nothing of them stays behind.
+//! Folders of a run, what was changed on the machine for it, and that nothing of that stays behind.
 
 use std::{
     fs, io,
@@ -11,14 +11,30 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::launch::OwnSession;
+use crate::{huge_pages::HugePages, launch::OwnSession};
 
 const PREFIX: &str = "outboard-bench.";
 const SHARED_MEMORY: &str = "/dev/shm";
 /// Exit status of a program that a signal ended, as shells count: 128 and the signal's number.
 const SIGNAL_STATUS: i32 = 128;
 
-/// The folders of a run. Dropping it removes them, and gives the session its priority back.
+/// What was changed on the machine for a run.
+#[derive(Debug, Clone)]
+pub struct Changes {
+    /// The priority of our own session.
+    pub session: OwnSession,
+    /// The kernel's pool of huge pages.
+    pub huge_pages: HugePages,
+}
+
+impl Changes {
+    fn put_back(&self) {
+        self.session.put_back();
+        self.huge_pages.put_back();
+    }
+}
+
+/// The folders of a run. Dropping it removes them, and puts back what was changed.
 #[derive(Debug)]
 pub struct Folders {
     /// Sockets, configuration and logs.
@@ -28,13 +44,13 @@ pub struct Folders {
     /// On a disk: volumes that are not.
     pub disk: PathBuf,
     keep: bool,
-    session: OwnSession,
+    changes: Changes,
 }
 
 impl Folders {
     /// Makes them, removes those of runs that were killed, and sees to it that a signal removes them too. `keep` leaves
     /// the folder with configuration and logs.
-    pub fn new(results: &Path, keep: bool, session: OwnSession) -> io::Result<Self> {
+    pub fn new(results: &Path, keep: bool, changes: Changes) -> io::Result<Self> {
         let own = format!("{PREFIX}{}", process::id());
         let temporary = std::env::temp_dir();
         let shared = Path::new(SHARED_MEMORY);
@@ -47,7 +63,7 @@ impl Folders {
             memory: memory.join(&own).join("volumes"),
             disk: results.join(&own),
             keep,
-            session,
+            changes,
         };
         for folder in [&folders.run, &folders.memory, &folders.disk] {
             fs::create_dir_all(folder)?;
@@ -70,10 +86,10 @@ impl Folders {
     /// Children end with the thread that started them, the main one; what is left is ours to remove.
     fn remove_at_signals(&self) -> io::Result<()> {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-        let (all, session) = (self.all(), self.session.clone());
+        let (all, changes) = (self.all(), self.changes.clone());
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                session.put_back();
+                changes.put_back();
                 remove(&all);
                 process::exit(SIGNAL_STATUS + signal);
             }
@@ -84,7 +100,7 @@ impl Folders {
 
 impl Drop for Folders {
     fn drop(&mut self) {
-        self.session.put_back();
+        self.changes.put_back();
         remove(&self.all());
     }
 }
@@ -138,7 +154,11 @@ mod tests {
     #[test]
     fn folders_go_with_the_run() -> io::Result<()> {
         let results = tempfile::tempdir()?;
-        let folders = Folders::new(results.path(), false, OwnSession::put_first())?;
+        let changes = Changes {
+            session: OwnSession::put_first(),
+            huge_pages: HugePages::default(),
+        };
+        let folders = Folders::new(results.path(), false, changes)?;
         let paths = [folders.run.clone(), folders.memory.clone(), folders.disk.clone()];
         assert!(paths.iter().all(|path| path.is_dir()));
         drop(folders);

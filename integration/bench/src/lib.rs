@@ -14,6 +14,7 @@ pub mod cases;
 pub mod error;
 pub mod folders;
 pub mod generator;
+pub mod huge_pages;
 pub mod launch;
 pub mod machine;
 pub mod measure;

@@ -16,7 +16,8 @@ use outboard_bench::{
     args::Arguments,
     cases::{Case, Part, Suite, System, part},
     error::Failure,
-    folders::Folders,
+    folders::{Changes, Folders},
+    huge_pages::HugePages,
     launch::OwnSession,
     machine::Machine,
     measure::{Deck, case},
@@ -68,8 +69,16 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
         eprintln!("warning: this is not the release profile; figures of our own programs say nothing");
     }
     let results = programs.results();
-    let machine = Machine::new()?;
-    let folders = Folders::new(&results, arguments.verbose, OwnSession::put_first()).map_err(|e| {
+    let is_dpdk = |system: &System| matches!(system, System::DpdkIo | System::OvsDpdk | System::Spdk);
+    let changes = Changes {
+        session: OwnSession::put_first(),
+        huge_pages: if taking.iter().any(is_dpdk) {
+            HugePages::reserve()
+        } else {
+            HugePages::default()
+        },
+    };
+    let folders = Folders::new(&results, arguments.verbose, changes).map_err(|e| {
         Failure::io(
             WHO,
             results.display(),
@@ -77,6 +86,7 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
             "check owner and space of the target folder and /tmp",
         )
     })?;
+    let machine = Machine::new()?;
     let context = Context {
         folder: folders.run.clone(),
         memory_folder: folders.memory.clone(),

@@ -3,7 +3,7 @@
 //! Turns go round: each system is measured once before any is measured again, so that what changes on the machine
 //! meanwhile meets all of them. Who is not being measured and polls all the same is stopped.
 
-use std::time::Duration;
+use std::{ffi::OsString, time::Duration};
 
 use crate::{
     accounting::Roles,
@@ -189,7 +189,7 @@ fn once(case: &Case, system: System, plan: &Plan, context: &Context, deck: &mut 
 
 fn load(case: &Case, target: &Target, timing: Timing, context: &Context) -> Result<Load, Failure> {
     let core = context.machine.generator_core;
-    let arguments = match (case.work, target) {
+    let mut arguments = match (case.work, target) {
         (Work::Net(net), Target::Net { role, a, b }) => net_arguments(*role, a, b, net, timing),
         (Work::Blk(blk), Target::Blk(socket)) => blk_arguments(socket, blk, VOLUME_LEN_BYTES, timing),
         (Work::Blk(blk), Target::File { path, direct }) => return Ok(fio_load(path, *direct, blk, timing, core)),
@@ -201,6 +201,7 @@ fn load(case: &Case, target: &Target, timing: Timing, context: &Context) -> Resu
             ));
         }
     };
+    arguments.extend(guest_memory(context));
     let program = context.programs.path("outboard-generator");
     Ok(Load::new(
         Launch::new("generator", program, core).args(arguments),
@@ -209,10 +210,16 @@ fn load(case: &Case, target: &Target, timing: Timing, context: &Context) -> Resu
     ))
 }
 
+/// Guests have their memory in huge pages where DPDK has.
+fn guest_memory(context: &Context) -> Option<OsString> {
+    context.machine.huge_pages.then(|| "--hugepages".into())
+}
+
 /// What the generator can do by itself, in the unit of the case.
 fn ceiling(case: &Case, plan: &Plan, context: &Context) -> Option<f64> {
     let Work::Net(net) = case.work else { return None };
-    let arguments = ceiling_arguments(net, context.machine.backend_core, plan.timing.seconds)?;
+    let mut arguments = ceiling_arguments(net, context.machine.backend_core, plan.timing.seconds)?;
+    arguments.extend(guest_memory(context));
     let program = context.programs.path("outboard-generator");
     let launch = Launch::new("generator", program, context.machine.generator_core).args(arguments);
     let roles = Roles {
