@@ -20,8 +20,10 @@ use vhost_blk_dpu::BlkUnit;
 
 use crate::volumes::{Opened, Unavailable, measure_volume, open_volume, unavailable};
 
-/// Volumes that are opened or closed at the same time; more wait.
+/// Volumes that are opened or closed at the same time, not counting those that are stuck; more wait.
 pub const THREADS_MAX: usize = 16;
+/// The same, those that are stuck included: their threads come back only when their file systems answer.
+pub const THREADS_STUCK_MAX: usize = 256;
 /// A file system that has not answered for this long is told to the operator.
 pub const STUCK_AFTER: Duration = Duration::from_secs(4);
 
@@ -71,6 +73,13 @@ struct Line {
     next: VecDeque<Job>,
 }
 
+impl Line {
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.since
+            .is_some_and(|since| now.saturating_duration_since(since) >= STUCK_AFTER)
+    }
+}
+
 /// Opens volumes' backends, within bounds.
 pub struct Opener {
     volume_dir: PathBuf,
@@ -114,9 +123,9 @@ impl Opener {
         if let Some(line) = self.lines.get_mut(&volume.name) {
             // The newest of them is the one that counts.
             line.next.retain(|job| matches!(job, Job::Close(_)));
-            stuck = line.since.is_some_and(|since| now.duration_since(since) >= STUCK_AFTER);
+            stuck = line.is_stuck(now);
         }
-        self.add(&volume.name, Job::Open(generation, volume.clone(), served_bytes));
+        self.add(&volume.name, Job::Open(generation, volume.clone(), served_bytes), now);
         if stuck {
             Err(stuck_refusal(&volume.name))
         } else {
@@ -135,14 +144,14 @@ impl Opener {
         if let Some(line) = self.lines.get_mut(&volume.name) {
             line.next.retain(|job| !matches!(job, Job::Measure(..)));
         }
-        self.add(&volume.name, Job::Measure(generation, volume.clone()));
+        self.add(&volume.name, Job::Measure(generation, volume.clone()), Instant::now());
         Ok(())
     }
 
     /// Begins to close a device: closing a file may take long.
     pub fn close(&mut self, name: &Name, unit: Box<BlkUnit>) {
         self.cancel(name);
-        self.add(name, Job::Close(unit));
+        self.add(name, Job::Close(unit), Instant::now());
     }
 
     /// The volume is not wanted any more; what is being opened is to be closed when it is there.
@@ -166,22 +175,25 @@ impl Opener {
                 self.lines.remove(&done.name);
             }
         }
-        self.go_on();
+        self.go_on(Instant::now());
     }
 
-    fn add(&mut self, name: &Name, job: Job) {
+    fn add(&mut self, name: &Name, job: Job, now: Instant) {
         let empty = || Line {
             since: None,
             next: VecDeque::new(),
         };
         self.lines.entry(name.clone()).or_insert_with(empty).next.push_back(job);
-        self.go_on();
+        self.go_on(now);
     }
 
-    /// Gives threads to volumes that wait for one, as far as there are any.
-    fn go_on(&mut self) {
+    /// Gives threads to volumes that wait for one, as far as there are any. Those of volumes that are stuck are not
+    /// missed: a server that is gone must not hold up the volumes that are elsewhere.
+    fn go_on(&mut self, now: Instant) {
         let waits = |(name, line): (&Name, &Line)| line.since.is_none().then(|| name.clone());
-        while self.threads < THREADS_MAX
+        let stuck = self.lines.values().filter(|line| line.is_stuck(now)).count();
+        while self.threads < THREADS_STUCK_MAX
+            && self.threads.saturating_sub(stuck) < THREADS_MAX
             && let Some(name) = self.lines.iter().find_map(waits)
             && self.begin(&name)
         {}

@@ -109,6 +109,36 @@ fn a_file_system_that_hangs_holds_up_its_own_volume_only() {
     assert!(inbox.try_recv().is_err());
 }
 
+/// Those of one server, say, while the other volumes are on a disk.
+#[test]
+fn volumes_that_hang_hold_up_no_other_however_many_they_are() {
+    let hung = 2 * THREADS_MAX;
+    let (hang, held) = channel::<()>();
+    let held = Mutex::new(held);
+    let (done, inbox) = channel();
+    let mut opener = Opener::new("/nonexistent".into(), 0, move |d: Done| {
+        if d.name.as_str().starts_with("hung") {
+            let _ = held.lock().unwrap().recv();
+        }
+        done.send(d).unwrap();
+    });
+    for n in 0..hung {
+        open(&mut opener, 1, &volume(&format!("hung{n}"), 512, VolumeBackend::Null)).unwrap();
+    }
+    let other = volume("other", 512, VolumeBackend::Null);
+    open(&mut opener, 1, &other).unwrap();
+    let soon = Duration::from_millis(50);
+    assert!(inbox.recv_timeout(soon).is_err(), "all threads are taken");
+    let later = Instant::now() + STUCK_AFTER;
+    // The core asks again every now and then.
+    opener.open(Generation(1), &other, None, later).unwrap();
+    opener.open(Generation(1), &other, None, later + STUCK_AFTER).unwrap();
+    assert_eq!(inbox.recv_timeout(PATIENCE).unwrap().name, other.name);
+    drop(hang);
+    let rest = std::iter::from_fn(|| inbox.recv_timeout(PATIENCE).ok()).take(hung);
+    assert_eq!(rest.count(), hung, "each had begun, and ends");
+}
+
 #[test]
 fn what_is_asked_twice_for_a_binding_is_done_once() {
     let (mut opener, inbox) = opener("/nonexistent".into(), 0);
