@@ -1,0 +1,126 @@
+//! `datapath-load CASE --operations N`: the production switch, or a production volume, for a fixed number of operations
+//! in one thread, with drivers that poll. `cargo bench-instructions` counts what it executes.
+//!
+//! Nothing else runs: no sessions, no worker that sleeps, no other thread. What the device does happens in
+//! `measured_breath`, by which a profiler tells it from the driver. What preparation and warm-up cost there is the same
+//! however many operations follow: the difference of two runs is without it. Every frame and every answer is checked, so that a figure is never that of dropping.
+//!
+//! # What it doesn't implement
+//! Notifications, several queue pairs, dirty logging, and in-flight regions.
+#![forbid(unsafe_code)]
+
+mod blk;
+mod error;
+mod frames;
+mod guest;
+mod net;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// Operations that are done before it counts: caches, lazily bound symbols and lazily made memory are settled then.
+const WARM_UP: u64 = 512;
+
+#[derive(Parser)]
+#[command(about = "Drive the datapath for a fixed number of operations in one thread")]
+struct Arguments {
+    /// What is done.
+    case: Case,
+    /// How many frames or requests, rounded up to whole bursts.
+    #[arg(long, short = 'n', default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..))]
+    operations: u64,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Case {
+    /// UDP frames of 64 bytes on a wire (60 in the ring), one flow.
+    #[value(name = "l2-64")]
+    #[serde(rename = "l2-64")]
+    L2Small,
+    /// The same of 1518.
+    #[value(name = "l2-1518")]
+    #[serde(rename = "l2-1518")]
+    L2Large,
+    /// Seven of 64, four of 594 and one of 1518, of 4096 flows.
+    #[value(name = "l2-64-imix-flows")]
+    #[serde(rename = "l2-64-imix-flows")]
+    Imix,
+    /// TCP segments of 64 KiB, from an indirect table of 4 KiB pieces into merged buffers of 2 KiB.
+    #[value(name = "tso-64k")]
+    #[serde(rename = "tso-64k")]
+    Tso,
+    /// Reads of 4 KiB from the null backend.
+    #[value(name = "null-4k-read")]
+    #[serde(rename = "null-4k-read")]
+    NullRead,
+    /// Reads of 4 KiB from the memory backend.
+    #[value(name = "mem-4k-read")]
+    #[serde(rename = "mem-4k-read")]
+    MemoryRead,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Report {
+    case: Case,
+    operations: u64,
+    bytes: u64,
+    /// In the device, without the driver, by the clock.
+    nanoseconds_per_operation: f64,
+}
+
+/// What one of the loads did after its warm-up.
+#[derive(Debug, Default)]
+struct Done {
+    operations: u64,
+    bytes: u64,
+    spent: Duration,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<String, Error> {
+    if outboard_controls::SWITCHABLE {
+        return Err(Error::Switchable);
+    }
+    let Arguments { case, operations } = *arguments;
+    let done = match case {
+        Case::L2Small => net::run(net::Traffic::Frames(&[64], 1), WARM_UP, operations),
+        Case::L2Large => net::run(net::Traffic::Frames(&[1518], 1), WARM_UP, operations),
+        Case::Imix => net::run(net::Traffic::Frames(&net::IMIX, 4096), WARM_UP, operations),
+        Case::Tso => net::run(net::Traffic::Segments, WARM_UP, operations),
+        Case::NullRead => blk::run(blk::Store::Null, WARM_UP, operations),
+        Case::MemoryRead => blk::run(blk::Store::Memory, WARM_UP, operations),
+    }?;
+    let nanoseconds = done.spent.as_secs_f64() * 1e9;
+    let report = Report {
+        case,
+        operations: done.operations,
+        bytes: done.bytes,
+        nanoseconds_per_operation: (nanoseconds / real(done.operations) * 10.0).round() / 10.0,
+    };
+    serde_json::to_string(&report).map_err(Error::Report)
+}
+
+/// A count as a real number; counts here are far below 2^53.
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+fn real(count: u64) -> f64 {
+    count as f64
+}
