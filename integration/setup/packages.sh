@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # packages.sh [--yes] [--check] [--group GROUP]...: the programs that run beside our own, from the distribution's
-# packages: those of the demo and the tests, or, by --group, those of the systems that `cargo bench-peers` compares.
+# packages: those of the demo and the tests, or, by --group, those of the systems that `cargo bench-peers` compares
+# and of the tools by which `cargo bench-instructions` counts.
 # Idempotent; where everything is there it does nothing and takes no time. No service is started or enabled.
 # Tried on Debian 12 and 13; written for Ubuntu 24.04 too, which has not been tried. --check only tells what is missing (exit 1).
 set -euo pipefail
 
 usage() {
-    echo "usage: packages.sh [--yes] [--check] [--group dpdk-io|ovs-dpdk|qsd|raw]..." >&2
+    echo "usage: packages.sh [--yes] [--check] [--group dpdk-io|ovs-dpdk|qsd|raw|valgrind|perf]..." >&2
     exit 2
 }
 
@@ -33,6 +34,8 @@ group() {
             NEEDED[qemu-storage-daemon]="qemu-system-common qemu-utils"
             NEEDED[qemu-img]=qemu-utils ;;
         raw) NEEDED[fio]=fio ;;
+        valgrind) NEEDED[valgrind]=valgrind ;;
+        perf) NEEDED[perf]=linux-perf ;;
         *) usage ;;
     esac
 }

@@ -5,6 +5,7 @@ use outboard_ring::{Chain, ChainError, GuestMemory, RingError, copy};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
+    HEAD_LEN_MAX,
     error::{RxDrop, StartError},
     features::Accepted,
     header::{GSO_NONE, HEADER_LEN, NetHeader},
@@ -143,19 +144,23 @@ impl RxQueue {
 
     fn write(&mut self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Result<(), RxDrop> {
         let own = self.queue.ring.memory();
-        let mut written = scatter(&self.chains, 0, HEADER_LEN, |chain, at, from, len| {
-            chain.write_at(own, at, header.to_bytes().get(from..from + len).unwrap_or_default())
-        });
-        written = written.and_then(|()| {
-            scatter(&self.chains, HEADER_LEN, head.len(), |chain, at, from, len| {
-                chain.write_at(own, at, head.get(from..from + len).unwrap_or_default())
+        // Header and head in one copy; what a head has beyond what is inspected follows.
+        let (near, far) = head.split_at(head.len().min(HEAD_LEN_MAX));
+        let mut first = [0; HEADER_LEN + HEAD_LEN_MAX];
+        let first = first.get_mut(..HEADER_LEN + near.len()).unwrap_or_default();
+        if let Some((bytes, rest)) = first.split_first_chunk_mut() {
+            *bytes = header.to_bytes();
+            rest.copy_from_slice(near);
+        }
+        let put = |start, bytes: &[u8]| {
+            scatter(&self.chains, start, bytes.len(), |chain, at, from, len| {
+                chain.write_at(own, at, bytes.get(from..from + len).unwrap_or_default())
             })
-        });
+        };
+        let mut written = put(0, first).and_then(|()| put(first.len(), far));
         let start = HEADER_LEN + head.len();
         written = written.and_then(|()| match payload {
-            Payload::Private(bytes) => scatter(&self.chains, start, bytes.len(), |chain, at, from, len| {
-                chain.write_at(own, at, bytes.get(from..from + len).unwrap_or_default())
-            }),
+            Payload::Private(bytes) => put(start, bytes),
             Payload::Guest {
                 memory,
                 chain: source,

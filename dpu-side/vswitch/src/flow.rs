@@ -4,22 +4,14 @@
 //! packet is whole, as later fragments have none. The numbers differ from one switch to the next, so that no sender can
 //! know beforehand which flows meet in one queue.
 
-use std::hash::{BuildHasher, RandomState};
-
 use vhost_net_dpu::packet::{Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet};
 
-/// Numbers flows.
-#[derive(Debug)]
-pub(crate) struct FlowHash {
-    seed: u64,
-}
+use crate::seed::Seed;
 
-impl Default for FlowHash {
-    fn default() -> Self {
-        Self {
-            seed: RandomState::new().hash_one(0u8),
-        }
-    }
+/// Numbers flows.
+#[derive(Debug, Default)]
+pub(crate) struct FlowHash {
+    seed: Seed,
 }
 
 impl FlowHash {
@@ -43,8 +35,10 @@ impl FlowHash {
         let (source_port, destination_port) = ports(ip, head);
         let (source, destination) = match ip.addresses {
             IpAddresses::V4(source, destination) => (
-                self.mix(u64::from(source.to_bits()) << 16 | u64::from(source_port)),
-                self.mix(u64::from(destination.to_bits()) << 16 | u64::from(destination_port)),
+                self.seed
+                    .mix(u64::from(source.to_bits()) << 16 | u64::from(source_port)),
+                self.seed
+                    .mix(u64::from(destination.to_bits()) << 16 | u64::from(destination_port)),
             ),
             IpAddresses::V6(source, destination) => (
                 self.v6(source.to_bits(), source_port),
@@ -57,25 +51,18 @@ impl FlowHash {
     fn v6(&self, address: u128, port: u16) -> u64 {
         let [a, b, c, d, e, f, g, h, low @ ..] = address.to_be_bytes();
         let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        self.mix(self.mix(high) ^ u64::from_be_bytes(low) ^ u64::from(port).rotate_right(16))
+        self.seed
+            .mix(self.seed.mix(high) ^ u64::from_be_bytes(low) ^ u64::from(port).rotate_right(16))
     }
 
     fn mac(&self, mac: [u8; 6]) -> u64 {
         let [a, b, c, d, e, f] = mac;
-        self.mix(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+        self.seed.mix(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
     }
 
     /// The same whichever end comes first.
     fn pair(&self, one: u64, other: u64, protocol: u8) -> u64 {
-        self.mix(one.wrapping_add(other) ^ u64::from(protocol))
-    }
-
-    /// Every bit of the value shows in every bit of the result (the finalizer of MurmurHash3).
-    fn mix(&self, value: u64) -> u64 {
-        let mut x = value ^ self.seed;
-        x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        x ^ (x >> 33)
+        self.seed.mix(one.wrapping_add(other) ^ u64::from(protocol))
     }
 }
 

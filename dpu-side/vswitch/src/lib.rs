@@ -34,6 +34,7 @@ mod policy;
 mod port;
 mod queues;
 mod reason;
+mod seed;
 mod switch;
 
 pub use counters::{PortCounters, QueueCounters};

@@ -5,6 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use crate::seed::Seed;
+
 /// A port as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortPolicy {
@@ -44,10 +46,15 @@ impl Rules {
 #[derive(Debug, Default)]
 pub struct PolicySet {
     rules: Vec<Rules>,
-    /// (network, MAC) → port.
-    stations: HashMap<(usize, [u8; 6]), usize>,
-    /// network → ports.
-    members: Vec<Vec<usize>>,
+    networks: Vec<Network>,
+}
+
+/// The ports of one network.
+#[derive(Debug, Default)]
+struct Network {
+    members: Vec<usize>,
+    /// MAC, as a number → port. The keys are records', none is a guest's.
+    stations: HashMap<u64, usize, Seed>,
 }
 
 impl PolicySet {
@@ -59,13 +66,13 @@ impl PolicySet {
         for (port, policy) in policies.iter().enumerate() {
             let fresh = networks.len();
             let network = *networks.entry(&policy.network).or_insert(fresh);
-            if network == set.members.len() {
-                set.members.push(Vec::new());
+            if network == set.networks.len() {
+                set.networks.push(Network::default());
             }
-            if let Some(members) = set.members.get_mut(network) {
-                members.push(port);
+            if let Some(network) = set.networks.get_mut(network) {
+                network.members.push(port);
+                network.stations.entry(number(policy.mac)).or_insert(port);
             }
-            set.stations.entry((network, policy.mac)).or_insert(port);
             set.rules.push(rules(policy, network));
         }
         set
@@ -78,13 +85,20 @@ impl PolicySet {
 
     /// The port that has `mac` in the network of `rules`.
     pub fn station(&self, rules: &Rules, mac: [u8; 6]) -> Option<usize> {
-        self.stations.get(&(rules.network, mac)).copied()
+        self.networks.get(rules.network)?.stations.get(&number(mac)).copied()
     }
 
     /// The ports in the network of `rules`.
     pub fn members(&self, rules: &Rules) -> &[usize] {
-        self.members.get(rules.network).map_or(&[], Vec::as_slice)
+        self.networks
+            .get(rules.network)
+            .map_or(&[], |network| network.members.as_slice())
     }
+}
+
+/// A MAC as a number.
+fn number([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
 fn rules(policy: &PortPolicy, network: usize) -> Rules {

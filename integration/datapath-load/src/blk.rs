@@ -31,7 +31,7 @@ const UNANSWERED: u8 = 0xff;
 /// Where blocks are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Store {
-    /// Nowhere: reads say that they are done.
+    /// Nowhere: reads give zeros.
     Null,
     /// In memory.
     Memory,

@@ -98,10 +98,11 @@ impl Chain {
         let mut done = 0;
         while done < buf.len() {
             let (addr, piece) = cursor.next(buf.len() - done);
-            mem.read(addr, &mut buf[done..done + piece])?;
+            // Segments lie in one region each.
+            mem.slice(addr, piece)?.copy_to(&mut buf[done..done + piece]);
             done += piece;
         }
-        Ok(())
+        Ok(mem.alive()?)
     }
 
     /// Copy `buf` to the writable bytes from `offset`.
@@ -113,10 +114,10 @@ impl Chain {
         let mut done = 0;
         while done < buf.len() {
             let (addr, piece) = cursor.next(buf.len() - done);
-            mem.write(addr, &buf[done..done + piece])?;
+            mem.slice(addr, piece)?.copy_from(&buf[done..done + piece]);
             done += piece;
         }
-        Ok(())
+        Ok(mem.alive()?)
     }
 
     /// Make it the empty chain of `head`.
@@ -188,6 +189,7 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    #[inline]
     fn new(
         segments: &'a [Segment],
         chain_len: u64,
@@ -226,6 +228,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Go on by at most `len` bytes of one segment: where they are, and how many.
+    #[inline]
     fn next(&mut self, len: usize) -> (u64, usize) {
         let Some((first, others)) = self.segments.split_first() else {
             return (0, 0);

@@ -264,23 +264,24 @@ impl GuestMemory {
     /// [`MemoryError::Unmapped`].
     #[inline]
     pub fn slice(&self, addr: u64, len: usize) -> Result<VolatileSlice<'_>, MemoryError> {
-        let (region, offset) = self.find(addr, len)?;
-        region.slice(offset, len).ok_or(MemoryError::Unmapped { addr, len })
+        self.find(addr)
+            .and_then(|(region, offset)| region.slice(offset, len))
+            .ok_or_else(|| MemoryError::Unmapped { addr, len })
     }
 
     /// A range that is accessed again and again. It must lie in one region.
     pub(crate) fn area(&self, addr: u64, len: usize) -> Result<Area, MemoryError> {
-        let unmapped = MemoryError::Unmapped { addr, len };
-        let (region, offset) = self.find(addr, len)?;
-        region.slice(offset, len).ok_or(unmapped.clone())?;
-        let offset = usize::try_from(offset).map_err(|_| unmapped.clone())?;
-        Area::new(region.mapping.clone(), region.delta + offset, len).ok_or(unmapped)
+        let unmapped = || MemoryError::Unmapped { addr, len };
+        let (region, offset) = self.find(addr).ok_or_else(unmapped)?;
+        region.slice(offset, len).ok_or_else(unmapped)?;
+        let offset = usize::try_from(offset).map_err(|_| unmapped())?;
+        Area::new(region.mapping.clone(), region.delta + offset, len).ok_or_else(unmapped)
     }
 
     /// How many of the `len` bytes from `addr` lie in the region of `addr`: a longer range goes on in the next one.
     #[inline]
     pub(crate) fn first_piece(&self, addr: u64, len: u64) -> Option<u64> {
-        let (region, offset) = self.find(addr, 0).ok()?;
+        let (region, offset) = self.find(addr)?;
         let piece = len.min(region.len - offset);
         (piece > 0 || len == 0).then_some(piece)
     }
@@ -312,8 +313,9 @@ impl GuestMemory {
         sigbus::any_fault() && self.regions.iter().any(|r| r.mapping.poisoned())
     }
 
+    /// Was nothing taken away, so that what was read is the guest's?
     #[inline]
-    fn alive(&self) -> Result<(), MemoryError> {
+    pub(crate) fn alive(&self) -> Result<(), MemoryError> {
         if self.poisoned() {
             Err(MemoryError::Vanished)
         } else {
@@ -321,37 +323,43 @@ impl GuestMemory {
         }
     }
 
-    /// The region of `addr`, and where in it. `len` is for the error only.
+    /// The region of `addr`, and where in it.
     #[inline]
-    fn find(&self, addr: u64, len: usize) -> Result<(&Region, u64), MemoryError> {
-        let next = self.regions.partition_point(|r| r.guest_phys_addr <= addr);
-        let region = next.checked_sub(1).and_then(|place| self.regions.get(place));
-        match region.map(|region| (region, addr - region.guest_phys_addr)) {
-            Some((region, offset)) if offset < region.len => Ok((region, offset)),
-            _ => Err(MemoryError::Unmapped { addr, len }),
-        }
+    fn find(&self, addr: u64) -> Option<(&Region, u64)> {
+        let region = match self.regions.as_slice() {
+            // A DPDK process has one, and so have many guests: there is nothing to search.
+            [only] => only,
+            regions => {
+                let next = regions.partition_point(|r| r.guest_phys_addr <= addr);
+                regions.get(next.checked_sub(1)?)?
+            }
+        };
+        let offset = addr.checked_sub(region.guest_phys_addr)?;
+        (offset < region.len).then_some((region, offset))
     }
 
     /// Visit the parts of a range, one in each region that it spans.
+    #[inline]
     fn pieces<'a>(
         &'a self,
         addr: u64,
         len: usize,
         mut visit: impl FnMut(VolatileSlice<'a>),
     ) -> Result<(), MemoryError> {
-        let unmapped = MemoryError::Unmapped { addr, len };
+        // Made only where it is returned: errors are large, and this is done for each copy.
+        let unmapped = || MemoryError::Unmapped { addr, len };
         let end = u64::try_from(len)
             .ok()
             .and_then(|len| addr.checked_add(len))
-            .ok_or(unmapped.clone())?;
+            .ok_or_else(unmapped)?;
         let mut at = addr;
         while at < end {
-            let (region, offset) = self.find(at, len).map_err(|_| unmapped.clone())?;
+            let (region, offset) = self.find(at).ok_or_else(unmapped)?;
             let piece = (end - at).min(region.len - offset);
             let slice = usize::try_from(piece)
                 .ok()
                 .and_then(|piece| region.slice(offset, piece));
-            visit(slice.ok_or(unmapped.clone())?);
+            visit(slice.ok_or_else(unmapped)?);
             at += piece;
         }
         Ok(())

@@ -161,14 +161,13 @@ impl Walk<'_> {
             return Err(ChainFault::IndirectWithNext { index: at });
         }
         let Descriptor { addr, len, .. } = table;
-        let bad_len = ChainFault::IndirectLen {
-            len,
-            max: self.layout.size,
-        };
+        let max = self.layout.size;
+        // Made only where it is returned: faults are large, and this is done for each chain.
+        let bad_len = || ChainFault::IndirectLen { len, max };
         let bytes = len as usize;
-        let count = u16::try_from(bytes / DESC_LEN).map_err(|_| bad_len.clone())?;
+        let count = u16::try_from(bytes / DESC_LEN).map_err(|_| bad_len())?;
         if !bytes.is_multiple_of(DESC_LEN) || count == 0 || count > self.layout.size {
-            return Err(bad_len);
+            return Err(bad_len());
         }
         let entries = self.mem.slice(addr, bytes).map_err(ChainFault::IndirectUnmapped)?;
         if self.layout.holds(&(addr..addr + u64::from(len))) && on(Check::RingOverlap) {
@@ -179,7 +178,7 @@ impl Walk<'_> {
             // One read, as above. A table may have any alignment.
             let raw = entries
                 .get_ref::<u128>(DESC_LEN * usize::from(index))
-                .map_err(|_| bad_len.clone())?
+                .map_err(|_| bad_len())?
                 .load();
             let descriptor = Descriptor::from_raw(raw);
             if descriptor.is_indirect() {
@@ -205,32 +204,30 @@ impl Walk<'_> {
     /// Check a buffer and add it to the chain, a segment for each region of memory it spans.
     fn buffer(&mut self, descriptor: Descriptor) -> Result<(), ChainFault> {
         let Descriptor { addr, len, .. } = descriptor;
-        self.left = self
-            .left
-            .checked_sub(1)
-            .ok_or(ChainFault::TooLong { max: self.layout.size })?;
+        let max = self.layout.size;
+        self.left = self.left.checked_sub(1).ok_or_else(|| ChainFault::TooLong { max })?;
         if len == 0 {
             return Err(ChainFault::EmptyBuffer { addr });
         }
         if self.chain.total_len() + u64::from(len) > CHAIN_LEN_MAX {
             return Err(ChainFault::TooManyBytes);
         }
-        let unmapped = ChainFault::Unmapped { addr, len };
+        let unmapped = || ChainFault::Unmapped { addr, len };
         if !on(Check::DescriptorRange) {
             self.chain.push(Segment { addr, len }, descriptor.is_write());
             return Ok(());
         }
-        let end = addr.checked_add(u64::from(len)).ok_or(unmapped.clone())?;
+        let end = addr.checked_add(u64::from(len)).ok_or_else(unmapped)?;
         if self.layout.holds(&(addr..end)) && on(Check::RingOverlap) {
             return Err(ChainFault::InRing { addr, len });
         }
         let mut at = addr;
         while at < end {
-            let piece = self.mem.first_piece(at, end - at).ok_or(unmapped.clone())?;
+            let piece = self.mem.first_piece(at, end - at).ok_or_else(unmapped)?;
             // Not above `len`.
             let segment = Segment {
                 addr: at,
-                len: u32::try_from(piece).map_err(|_| unmapped.clone())?,
+                len: u32::try_from(piece).map_err(|_| unmapped())?,
             };
             if !self.chain.push(segment, descriptor.is_write()) {
                 return Err(ChainFault::ReadableAfterWritable { addr });
