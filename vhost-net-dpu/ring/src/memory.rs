@@ -266,7 +266,7 @@ impl GuestMemory {
     pub fn slice(&self, addr: u64, len: usize) -> Result<VolatileSlice<'_>, MemoryError> {
         self.find(addr)
             .and_then(|(region, offset)| region.slice(offset, len))
-            .ok_or_else(|| MemoryError::Unmapped { addr, len })
+            .ok_or(MemoryError::Unmapped { addr, len })
     }
 
     /// A range that is accessed again and again. It must lie in one region.

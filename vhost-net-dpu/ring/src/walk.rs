@@ -205,7 +205,7 @@ impl Walk<'_> {
     fn buffer(&mut self, descriptor: Descriptor) -> Result<(), ChainFault> {
         let Descriptor { addr, len, .. } = descriptor;
         let max = self.layout.size;
-        self.left = self.left.checked_sub(1).ok_or_else(|| ChainFault::TooLong { max })?;
+        self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong { max })?;
         if len == 0 {
             return Err(ChainFault::EmptyBuffer { addr });
         }
