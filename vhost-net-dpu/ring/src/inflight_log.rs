@@ -93,6 +93,17 @@ pub enum InflightError {
         /// What it is.
         value: u64,
     },
+    /// The ring went on without it, by more than a batch.
+    #[error(
+        "the in-flight region was left at used index {logged}, but guest's ring is at {used_idx}: the host gave the region \
+         of another ring, or the guest wrote used.idx, which is the device's; restart the VM"
+    )]
+    UsedIndex {
+        /// Where the region says the used ring was.
+        logged: u16,
+        /// Where it is.
+        used_idx: u16,
+    },
     /// It could not be accessed at its own offsets.
     #[error("the in-flight region could not be accessed at its own offsets: report this as a bug")]
     Access,
@@ -290,9 +301,10 @@ impl InflightLog {
 
     /// Entries that were published, but are still marked as in flight: the last batch, if its end was not noted.
     fn finish_batch(&self, in_flight: &mut [bool], used_idx: u16) -> Result<(), InflightError> {
-        let batch_len = used_idx.wrapping_sub(self.load16(USED_IDX_OFFSET)?);
+        let logged = self.load16(USED_IDX_OFFSET)?;
+        let batch_len = used_idx.wrapping_sub(logged);
         if batch_len > self.queue_size && on(Check::InflightRegion) {
-            return Err(value("used index", used_idx.wrapping_sub(batch_len)));
+            return Err(InflightError::UsedIndex { logged, used_idx });
         }
         let mut head = self.load16(LAST_BATCH_HEAD_OFFSET)?;
         for _ in 0..batch_len {

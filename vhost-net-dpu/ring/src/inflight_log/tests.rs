@@ -413,7 +413,13 @@ fn h08_what_a_host_writes_to_the_region_is_refused_or_harmless() {
     assert_eq!(refused(DESC_NUM_OFFSET, 9), ("number of descriptors", 9));
     assert_eq!(refused(entry(0), 2), ("in-flight flag", 2));
     // A batch of 65,535 entries, and a list of heads that loops.
-    assert_eq!(refused(USED_IDX_OFFSET, 1), ("used index", 1));
+    let far = with_field(USED_IDX_OFFSET, 1).unwrap_err();
+    let expected = InflightError::UsedIndex { logged: 1, used_idx: 0 };
+    assert_eq!(far, RingError::Inflight(expected));
+    assert!(
+        far.to_string().contains("the guest wrote used.idx"),
+        "who it was cannot be told: {far}"
+    );
     assert!(with_field(USED_IDX_OFFSET, 65_535).is_ok());
     // A head that the ring does not have.
     assert_eq!(refused(entry(7), 1), ("head in flight", 7));
