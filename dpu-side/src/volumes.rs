@@ -1,8 +1,9 @@
 //! Setting volumes up: from the broker's record to a unit that the datapath serves.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -90,7 +91,11 @@ pub fn measure_volume(volume_dir: &Path, volume: &Volume) -> Result<(), Refusal>
     };
     let path = volume_dir.join(path);
     // The length of a block device is where its end is.
-    let found_bytes = File::open(&path)
+    let found_bytes = OpenOptions::new()
+        .read(true)
+        // A pipe in its place must not hold up what is done to the volume next.
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(&path)
         .and_then(|mut file| file.seek(SeekFrom::End(0)))
         .map_err(|e| {
             let text = format!("{} could not be measured: {e}", path.display());
@@ -115,6 +120,8 @@ pub(crate) fn unavailable(name: &Name, why: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn disk(size_bytes: u64) -> Volume {
@@ -143,6 +150,17 @@ mod tests {
         );
         drop(first);
         assert!(open().is_ok());
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        mknodat(CWD, directory.path().join("disk"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let (done, measured) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(measure_volume(directory.path(), &disk(4096))));
+        let result = measured.recv_timeout(std::time::Duration::from_secs(5)).unwrap();
+        assert!(result.is_err_and(|e| e.text.contains("could not be measured")));
     }
 
     #[test]
