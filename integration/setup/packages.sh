@@ -35,7 +35,9 @@ group() {
             NEEDED[qemu-img]=qemu-utils ;;
         raw) NEEDED[fio]=fio ;;
         valgrind) NEEDED[valgrind]=valgrind ;;
-        perf) NEEDED[perf]=linux-perf ;;
+        perf)
+            NEEDED[perf]=linux-perf
+            grep -qs '^ID=ubuntu' /etc/os-release && NEEDED[perf]="linux-tools-common linux-tools-generic" || true ;;
         *) usage ;;
     esac
 }

@@ -3,7 +3,8 @@
 //!
 //! Nothing else runs: no sessions, no worker that sleeps, no other thread. What the device does happens in
 //! `measured_breath`, by which a profiler tells it from the driver. What preparation and warm-up cost there is the same
-//! however many operations follow: the difference of two runs is without it. Every frame and every answer is checked, so that a figure is never that of dropping.
+//! however many operations follow: the difference of two runs is without it. Every answer and the length of every frame
+//! are checked, and of some frames each byte, so that a figure is never that of dropping.
 //!
 //! # What it doesn't implement
 //! Notifications, several queue pairs, dirty logging, and in-flight regions.
