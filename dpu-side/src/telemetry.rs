@@ -9,6 +9,7 @@ use outboard_protocol::{
 };
 
 use outboard_vswitch::PortCounters as Counted;
+use tokio::sync::oneshot;
 
 use crate::{
     broker_channel::Outbox,
@@ -25,17 +26,16 @@ pub async fn run(worker: WorkerHandle<Datapath>, outbox: Outbox) {
     let mut counters = Counters::default();
     loop {
         interval.tick().await;
-        let worker = worker.clone();
+        let (reply, counted) = oneshot::channel();
         // The worker fills what it filled the last time, so that it need not allocate.
-        let counted = tokio::task::spawn_blocking(move || {
-            worker.call(move |datapath, _| {
-                datapath.count(&mut counters);
-                counters
-            })
+        let posted = worker.post(move |datapath, _| {
+            datapath.count(&mut counters);
+            // Nobody waits for it only if the daemon ends.
+            let _ = reply.send(counters);
         });
-        match counted.await {
-            Ok(Ok(counted)) => counters = counted,
-            Ok(Err(_)) | Err(_) => return,
+        match (posted, counted.await) {
+            (Ok(()), Ok(counted)) => counters = counted,
+            _ => return,
         }
         outbox.telemetry(message(&counters));
     }

@@ -107,8 +107,9 @@ impl Scene {
         });
         assert!(
             back.is_some(),
-            "descriptors and threads return to {baseline:?}, they are {:?}",
-            usage(dpu)?
+            "descriptors and threads return to {baseline:?}, they are {:?}: {:?}",
+            usage(dpu)?,
+            threads(dpu)?
         );
         Ok(())
     }
@@ -156,13 +157,17 @@ pub fn alive(pid: u32) -> bool {
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }
 
-/// Descriptors and threads of a process. The kernel's own workers for its io_uring are not counted: they come and go as the
-/// kernel likes, within its bound.
+/// Descriptors and threads of a process.
 pub fn usage(pid: u32) -> io::Result<(usize, usize)> {
-    let count = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}"));
-    let own = count("task")?.filter_map(Result::ok).filter(|task| {
-        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        !name.starts_with("iou-")
-    });
-    Ok((count("fd")?.count(), own.count()))
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    Ok((descriptors, threads(pid)?.len()))
+}
+
+/// Names of a process' threads. The kernel's own workers for its io_uring are not counted: they come and go as the kernel
+/// likes, within its bound.
+fn threads(pid: u32) -> io::Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.filter_map(Result::ok);
+    let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+    let own = names.filter(|name| !name.starts_with("iou-"));
+    Ok(own.map(|name| name.trim_end().to_owned()).collect())
 }
