@@ -62,6 +62,14 @@ impl Binaries {
         Ok(folder.path("outboard-generator"))
     }
 
+    /// Copies of them in a folder, for a test that replaces some.
+    pub fn copy_to(&self, folder: &Path) -> io::Result<Self> {
+        for (_, program) in PROGRAMS {
+            fs::copy(self.path(program), folder.join(program))?;
+        }
+        Ok(Self(folder.to_owned()))
+    }
+
     /// Path of one program.
     pub fn path(&self, program: &str) -> PathBuf {
         self.0.join(program)

@@ -26,9 +26,10 @@ pub struct ChildArgs {
     arguments: Vec<OsString>,
 }
 
-/// The command that runs `program` as a child that dies with this process; `outboard` is this program's own path.
-pub fn command(outboard: &std::path::Path, program: &std::path::Path, arguments: &[&std::ffi::OsStr]) -> Command {
-    let mut command = Command::new(outboard);
+/// The command that runs `program` as a child that dies with this process.
+pub fn command(program: &std::path::Path, arguments: &[&std::ffi::OsStr]) -> Command {
+    // Not by its path, where another version may be by now, or nothing.
+    let mut command = Command::new("/proc/self/exe");
     command
         .args(["__child", "--parent", &std::process::id().to_string()])
         .arg(program)

@@ -11,11 +11,10 @@ use super::{
 use crate::error::CliError;
 
 #[derive(Serialize)]
-struct Broker {
+struct Broker<'a> {
     state_dir: PathBuf,
     api_socket: PathBuf,
-    /// Only this machine's card connects, and any free port will do: the broker tells which it got.
-    card_listen: &'static str,
+    card_listen: &'a str,
 }
 
 #[derive(Serialize)]
@@ -39,15 +38,16 @@ struct Shim {
     state_file: PathBuf,
 }
 
-/// Writes `broker.toml`.
+/// Writes `broker.toml`. Only this machine's card connects, and any free port will do at first: the broker tells which
+/// it got.
 ///
 /// # Errors
 /// The run directory cannot be written.
-pub fn write_broker(dir: &RunDir) -> Result<PathBuf, CliError> {
+pub fn write_broker(dir: &RunDir, card_listen: Option<&str>) -> Result<PathBuf, CliError> {
     let broker = Broker {
         state_dir: dir.state("broker"),
         api_socket: dir.broker_socket(),
-        card_listen: "127.0.0.1:0",
+        card_listen: card_listen.unwrap_or("127.0.0.1:0"),
     };
     write(dir, "broker", &broker)
 }

@@ -8,6 +8,7 @@
 //! | [`config`] | the daemons' configuration files |
 //! | [`child`], [`daemons`], [`log`] | starting, watching and stopping the daemons |
 //! | [`sequence`] | the steps, in order |
+//! | [`supervise`], [`restarts`] | daemons that end are started again; the DPU's upgrade |
 //! | [`ready`], [`snippets`] | what is printed once all is ready |
 
 pub mod child;
@@ -19,8 +20,10 @@ pub mod log;
 pub mod plan;
 pub mod progress;
 pub mod ready;
+pub mod restarts;
 pub mod sequence;
 pub mod snippets;
+pub mod supervise;
 pub mod volumes;
 
 use std::path::PathBuf;
@@ -28,7 +31,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::{daemons::Daemons, layout::RunDir, plan::Plan, progress::Progress};
+use self::{daemons::Daemons, layout::RunDir, plan::Plan, progress::Progress, supervise::Supervisor};
 use crate::{args::Global, commands::apply, error::CliError};
 
 /// `outboard up`.
@@ -44,7 +47,14 @@ The run directory keeps configuration, state and logs, and a later 'up' in it go
   broker.sock, shim.sock, dpu.sock    the daemons' sockets
   *.toml, state/, log/*.log           their configuration, state and logs
 
-With --json, one line tells all paths, process ids and arguments once everything is ready.
+A daemon that ends is started again, and what happened is said with the last lines of its log; the
+guests go on. One that ends within 10 s of its start six times in a row is given up, and all is stopped.
+To upgrade the DPU, replace outboard-dpu's file and send SIGUSR1 to this process (its id is in the
+file 'lock'): the new one takes over, and if it cannot start, the old one goes on. A broker or shim is
+upgraded by SIGTERM to it: it is started again from the file as it is then.
+
+With --json, one line tells all paths, process ids and arguments once everything is ready, and one
+more line each daemon that ended or started since.
 
 Examples:
   outboard up two-vms.toml
@@ -71,21 +81,22 @@ pub struct UpArgs {
 /// Brings everything up, waits for a signal or for something to fail, and takes everything down again.
 ///
 /// # Errors
-/// Anything in the way of starting, or a daemon that ended by itself.
+/// Anything in the way of starting, or a daemon that ended again and again.
 pub async fn run(global: &Global, args: &UpArgs) -> Result<(), CliError> {
     if global.api.is_some() {
         let remedy = "leave --api out; to use a broker elsewhere: outboard apply -f FILE --api URL …";
         return Err(CliError::coded("usage", "'up' starts a broker of its own", remedy));
     }
     let mut stop = StopSignals::new()?;
+    let mut upgrade = listen(SignalKind::user_defined1())?;
     let plan = Plan::new(apply::load(&args.file)?, args)?;
     volumes::check(&plan)?;
     let dir = RunDir::open(&plan)?;
     let _lock = lock::take(&dir)?;
     let mut progress = Progress::new(global.json);
-    let mut daemons = Daemons::default();
+    let mut daemons = Daemons::new()?;
     let outcome = tokio::select! {
-        outcome = run_until_failure(global, &plan, &dir, &mut daemons, &mut progress) => outcome,
+        outcome = run_until_failure(global, &plan, &dir, &mut daemons, &mut progress, &mut upgrade) => outcome,
         () = stop.received() => Ok(()),
     };
     progress.clear();
@@ -100,11 +111,21 @@ async fn run_until_failure(
     dir: &RunDir,
     daemons: &mut Daemons,
     progress: &mut Progress,
+    upgrade: &mut Signal,
 ) -> Result<(), CliError> {
     let ready = sequence::start(plan, dir, daemons, progress).await?;
     progress.clear();
     ready.print(global.json)?;
-    Err(daemons.died().await)
+    Err(Supervisor::new(dir, daemons, progress).run(upgrade).await)
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, CliError> {
+    signal(kind).map_err(|e| {
+        CliError::new(
+            format!("cannot listen for signals: {e}"),
+            "check the limits (ulimit -a)",
+        )
+    })
 }
 
 /// The signals that ask `up` to end.
@@ -112,14 +133,6 @@ struct StopSignals([Signal; 3]);
 
 impl StopSignals {
     fn new() -> Result<Self, CliError> {
-        let listen = |kind| {
-            signal(kind).map_err(|e| {
-                CliError::new(
-                    format!("cannot listen for signals: {e}"),
-                    "check the limits (ulimit -a)",
-                )
-            })
-        };
         Ok(Self([
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,

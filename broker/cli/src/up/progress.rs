@@ -1,20 +1,25 @@
 //! What `up` is doing, on standard error.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 /// A line that changes on a terminal; a line per step elsewhere; nothing with `--json`.
 pub struct Progress {
     bar: ProgressBar,
     lines: bool,
+    json: bool,
     last: String,
 }
 
 impl Progress {
     /// For this process's standard error.
-    pub fn new(quiet: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal() && !quiet;
+    pub fn new(json: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !json;
         let bar = if terminal {
             ProgressBar::new_spinner()
         } else {
@@ -25,7 +30,8 @@ impl Progress {
         }
         Self {
             bar,
-            lines: !terminal && !quiet,
+            lines: !terminal && !json,
+            json,
             last: String::new(),
         }
     }
@@ -45,10 +51,20 @@ impl Progress {
 
     /// Something that should stay to be read.
     pub fn note(&self, text: &str) {
-        if self.lines {
-            eprintln!("{text}")
-        } else {
-            self.bar.println(text)
+        if !self.json {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
+    }
+
+    /// Are lines of JSON wanted?
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A line of JSON on standard output. Whoever reads only the first line of it and closes it is not told more.
+    pub fn json_line(&self, value: &impl Serialize) {
+        if let Ok(line) = serde_json::to_string(value) {
+            let _ = writeln!(std::io::stdout(), "{line}");
         }
     }
 

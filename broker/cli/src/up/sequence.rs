@@ -18,7 +18,7 @@ use outboard_shim_api::{self as shim, DeviceKind, DeviceSpec, DeviceView, Role};
 
 use super::{
     config,
-    daemons::{self, Daemons},
+    daemons::Daemons,
     layout::{CardIdentity, RunDir},
     plan::Plan,
     progress::Progress,
@@ -66,9 +66,12 @@ pub async fn start(
     let shim = Client::new(Target::socket(dir.shim_socket(), Service::Shim));
 
     progress.step("starting outboard-broker");
-    daemons.start(dir, "broker", &config::write_broker(dir)?)?;
+    daemons.start(dir, "broker", &config::write_broker(dir, None)?)?;
     daemons.watch(answers::<Health>(&broker, "broker", dir)).await?;
-    let dpu_config = config::write_dpu(dir, plan, &card, &card_address(dir)?)?;
+    let card_address = card_address(dir)?;
+    // A broker that is started again is where the DPU knows it to be.
+    config::write_broker(dir, Some(&card_address))?;
+    let dpu_config = config::write_dpu(dir, plan, &card, &card_address)?;
 
     if needs_enrolment(&broker, dir, &card).await? {
         progress.step(&format!("enrolling card {}", card.name));
@@ -77,7 +80,8 @@ pub async fn start(
             ttl_s: Some(TOKEN_TTL_S),
         };
         let answer: EnrolResponse = broker.post(&format!("/v1/cards/{}/enrol", card.name), &request).await?;
-        daemons.watch(daemons::enrol(dir, &dpu_config, &answer.token)).await?;
+        let enrolled = daemons.enrol(dir, &dpu_config, &answer.token)?;
+        daemons.watch(enrolled).await?;
     }
     progress.step("starting outboard-dpu");
     daemons.start(dir, "dpu", &dpu_config)?;
