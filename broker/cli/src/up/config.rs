@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use outboard_shim_api::DeviceSpec;
 use serde::Serialize;
 
 use super::{
@@ -36,6 +37,8 @@ struct Shim {
     api_socket: PathBuf,
     socket_dir: PathBuf,
     state_file: PathBuf,
+    #[serde(rename = "device")]
+    devices: Vec<DeviceSpec>,
 }
 
 /// Writes `broker.toml`. Only this machine's card connects, and any free port will do at first: the broker tells which
@@ -69,16 +72,17 @@ pub fn write_dpu(dir: &RunDir, plan: &Plan, card: &CardIdentity, broker: &str) -
     write(dir, "dpu", &dpu)
 }
 
-/// Writes `shim.toml`.
+/// Writes `shim.toml`, with the devices that the shim attaches by itself when it starts.
 ///
 /// # Errors
 /// The run directory cannot be written.
-pub fn write_shim(dir: &RunDir) -> Result<PathBuf, CliError> {
+pub fn write_shim(dir: &RunDir, devices: Vec<DeviceSpec>) -> Result<PathBuf, CliError> {
     let shim = Shim {
         link_socket: dir.link_socket(),
         api_socket: dir.shim_socket(),
         socket_dir: dir.root().to_owned(),
         state_file: dir.state("shim.json"),
+        devices,
     };
     write(dir, "shim", &shim)
 }

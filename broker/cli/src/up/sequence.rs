@@ -91,11 +91,13 @@ pub async fn start(
     let changes: Vec<Change> = broker.put("/v1/topology", &plan.topology).await?;
 
     progress.step("starting outboard-shim");
-    daemons.start(dir, "shim", &config::write_shim(dir)?)?;
+    daemons.start(dir, "shim", &config::write_shim(dir, Vec::new())?)?;
     daemons.watch(answers::<shim::Health>(&shim, "shim", dir)).await?;
     for device in wanted(plan) {
         let _: DeviceView = shim.post("/v1/devices", &device).await?;
     }
+    // A shim that is started again attaches them by itself.
+    config::write_shim(dir, wanted(plan))?;
     let devices = daemons.watch(devices_ready(&broker, &shim, progress)).await?;
     let qemu = snippets::installed_qemu().await;
     Ok(Ready::new(plan, dir, daemons.pids().collect(), changes, devices, qemu))
