@@ -48,13 +48,13 @@ The run directory keeps configuration, state and logs, and a later 'up' in it go
   *.toml, state/, log/*.log           their configuration, state and logs
 
 A daemon that ends is started again, and what happened is said with the last lines of its log; the
-guests go on. One that ends within 10 s of its start six times in a row is given up, and all is stopped.
+guests go on. One that ends within 10 s of its start six times in a row is given up: all is stopped.
 To upgrade the DPU, replace outboard-dpu's file and send SIGUSR1 to this process (its id is in the
-file 'lock'): the new one takes over, and if it cannot start, the old one goes on. A broker or shim is
-upgraded by SIGTERM to it: it is started again from the file as it is then.
+file 'lock'): the new one takes over, and if it cannot start, the old one goes on. Broker and shim
+are upgraded by SIGTERM to them: they are started again from their files as they are then.
 
-With --json, one line tells all paths, process ids and arguments once everything is ready, and one
-more line each daemon that ended or started since.
+With --json, one line tells all paths, process ids and arguments once everything is ready, and
+each daemon that ended or started since is one more line.
 
 Examples:
   outboard up two-vms.toml
