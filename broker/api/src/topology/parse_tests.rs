@@ -271,7 +271,8 @@ fn keys_of_later_versions_are_refused_by_name() {
             "{error}"
         );
         assert_eq!(error.object.as_deref(), object);
-        assert!(error.to_string().contains("not in this version (0.1"), "{error}");
+        let refusal = concat!("not in this version (", env!("CARGO_PKG_VERSION"));
+        assert!(error.to_string().contains(refusal), "{error}");
     }
     let groups = broken("[[network]]", "[[group]]\nname = \"web\"\n[[network]]");
     assert!(
