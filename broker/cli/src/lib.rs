@@ -2,7 +2,8 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`args`] | what can be typed |
+//! | [`args`], [`options`] | what can be typed |
+//! | [`dispatch`] | from there to the command that does it |
 //! | [`commands`] | one file per noun or verb that talks to a broker |
 //! | [`up`] | the all-in-one: broker, DPU and shim on one machine from one file |
 //! | [`client`] | HTTP over a unix socket or mutual TLS |
@@ -12,7 +13,9 @@
 pub mod args;
 pub mod client;
 pub mod commands;
+pub mod dispatch;
 pub mod error;
+pub mod options;
 pub mod output;
 pub mod paths;
 pub mod up;
@@ -59,5 +62,5 @@ fn run(cli: Cli) -> Result<ExitCode, CliError> {
     // One thread: a child started by it dies with it (`PR_SET_PDEATHSIG` watches the thread that forked).
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| CliError::new(format!("cannot start: {e}"), "check the limits (ulimit -a)"))?;
-    runtime.block_on(commands::run(&cli.global, command))
+    runtime.block_on(dispatch::run(&cli.global, command))
 }

@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::generator::Window;
+/// The measured part of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Its length.
+    pub measured: Duration,
+}
 
 /// Share of the measured time that a stretch between two samples must have: samples are taken a quarter of it apart.
 const WINDOW_SHARE: f64 = 0.7;

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::{
-    accounting::{Roles, Sample, Shares},
+    accounting::{Roles, Sample, Shares, Window},
     cases::{BlkWork, NetMode, NetWork},
     error::Failure,
     launch::Launch,
@@ -73,13 +73,6 @@ pub struct Timing {
     pub seconds: f64,
     /// Seconds before.
     pub warmup: f64,
-}
-
-/// The measured part of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// Its length.
-    pub measured: Duration,
 }
 
 /// What the generator says. What a mode does not have is missing.

@@ -10,7 +10,7 @@ use clap::Args;
 use outboard_api::topology::{self, Change, TOPOLOGY_LEN_MAX, Topology};
 
 use super::show;
-use crate::{EXIT_CHANGES, args::Global, error::CliError, output};
+use crate::{EXIT_CHANGES, error::CliError, options::Global, output};
 
 /// `outboard apply`.
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use outboard_api::binding::{BindingView, FunctionView};
 use outboard_protocol::id::{Name, ObjectKind};
 
 use super::{show, spelt};
-use crate::{args::Global, error::CliError, output};
+use crate::{error::CliError, options::Global, output};
 
 /// `outboard binding`.
 #[derive(Debug, Args)]

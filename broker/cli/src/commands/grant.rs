@@ -6,7 +6,7 @@ use outboard_protocol::id::Name;
 use serde_json::Value;
 
 use super::{binding::Kind, done, show, spelt};
-use crate::{args::Global, error::CliError, output};
+use crate::{error::CliError, options::Global, output};
 
 /// `outboard grant`.
 #[derive(Debug, Args)]

@@ -10,38 +10,10 @@ pub mod port;
 pub mod status;
 pub mod volume;
 
-use std::process::ExitCode;
-
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{
-    args::{Command, Global},
-    error::CliError,
-    output, up,
-};
-
-/// Does what was typed.
-///
-/// # Errors
-/// Whatever stands in the way, with its remedy.
-pub async fn run(global: &Global, command: Command) -> Result<ExitCode, CliError> {
-    let done = |()| ExitCode::SUCCESS;
-    match command {
-        Command::Up(args) => up::run(global, &args).await.map(done),
-        Command::Apply(args) => apply::apply(global, &args).await.map(done),
-        Command::Diff(args) => apply::diff(global, &args).await,
-        Command::Status(args) => status::run(global, &args).await.map(done),
-        Command::Card(args) => card::run(global, &args).await.map(done),
-        Command::Network(args) => network::run(global, &args).await.map(done),
-        Command::Port(args) => port::run(global, &args).await.map(done),
-        Command::Volume(args) => volume::run(global, &args).await.map(done),
-        Command::Grant(args) => grant::run(global, &args).await.map(done),
-        Command::Binding(args) => binding::run(global, &args).await.map(done),
-        Command::Operator(args) => operator::run(global, &args).await.map(done),
-        Command::Child(args) => Err(up::child::run(&args)),
-    }
-}
+use crate::{error::CliError, options::Global, output};
 
 /// Prints a view: as JSON, or as `text` makes it.
 fn show<T: Serialize>(global: &Global, view: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {

@@ -12,7 +12,7 @@ use outboard_protocol::id::Name;
 use serde_json::json;
 
 use super::show;
-use crate::{args::Global, error::CliError};
+use crate::{error::CliError, options::Global};
 
 /// `outboard operator`.
 #[derive(Debug, Args)]

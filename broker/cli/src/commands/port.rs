@@ -8,7 +8,7 @@ use outboard_protocol::id::{MacAddr, Name};
 use serde_json::Value;
 
 use super::{allocation_details, binding_state, done, show};
-use crate::{args::Global, error::CliError, output};
+use crate::{error::CliError, options::Global, output};
 
 /// `outboard port`.
 #[derive(Debug, Args)]

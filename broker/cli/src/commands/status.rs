@@ -5,7 +5,7 @@ use outboard_api::{card::CardView, health::Health, port::PortView, volume::Volum
 use serde::Serialize;
 
 use super::{card, port, show, volume};
-use crate::{args::Global, error::CliError};
+use crate::{error::CliError, options::Global};
 
 /// `outboard status`.
 #[derive(Debug, Args)]

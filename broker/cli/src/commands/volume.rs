@@ -9,7 +9,7 @@ use outboard_protocol::id::Name;
 use serde_json::Value;
 
 use super::{allocation_details, binding_state, done, show};
-use crate::{args::Global, error::CliError, output};
+use crate::{error::CliError, options::Global, output};
 
 /// `outboard volume`.
 #[derive(Debug, Args)]

@@ -32,7 +32,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{daemons::Daemons, layout::RunDir, plan::Plan, progress::Progress, supervise::Supervisor};
-use crate::{args::Global, commands::apply, error::CliError};
+use crate::{commands::apply, error::CliError, options::Global};
 
 /// `outboard up`.
 #[derive(Debug, Args)]

@@ -1,0 +1,33 @@
+//! From what was typed to the command that does it.
+
+use std::process::ExitCode;
+
+use crate::{
+    args::Command,
+    commands::{apply, binding, card, grant, network, operator, port, status, volume},
+    error::CliError,
+    options::Global,
+    up,
+};
+
+/// Does what was typed.
+///
+/// # Errors
+/// Whatever stands in the way, with its remedy.
+pub async fn run(global: &Global, command: Command) -> Result<ExitCode, CliError> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Up(args) => up::run(global, &args).await.map(done),
+        Command::Apply(args) => apply::apply(global, &args).await.map(done),
+        Command::Diff(args) => apply::diff(global, &args).await,
+        Command::Status(args) => status::run(global, &args).await.map(done),
+        Command::Card(args) => card::run(global, &args).await.map(done),
+        Command::Network(args) => network::run(global, &args).await.map(done),
+        Command::Port(args) => port::run(global, &args).await.map(done),
+        Command::Volume(args) => volume::run(global, &args).await.map(done),
+        Command::Grant(args) => grant::run(global, &args).await.map(done),
+        Command::Binding(args) => binding::run(global, &args).await.map(done),
+        Command::Operator(args) => operator::run(global, &args).await.map(done),
+        Command::Child(args) => Err(up::child::run(&args)),
+    }
+}
