@@ -37,7 +37,7 @@ pub struct Site {
 
 impl Site {
     /// Enrols a card by `outboard up`, stops that, and starts the daemons one by one from the configuration it left.
-    /// The broker keeps its port from then on, as a real one does, and the shim attaches the ports at its start.
+    /// In it the broker keeps its port, and the shim attaches the devices at its start.
     pub fn new(topology: &str) -> Outcome<Self> {
         Self::prepared(topology, Binaries::build()?, |_| Vec::new())
     }
@@ -68,13 +68,6 @@ impl Site {
         };
         let file = site.file("topology.toml", topology)?;
         Stack::up(&site.binaries, &file, site.folder.path(), |_| {})?.stop()?;
-        let address = fs::read_to_string(site.run_path("state/broker/card_address"))?;
-        let broker = fs::read_to_string(site.run_path("broker.toml"))?;
-        fs::write(
-            site.run_path("broker.toml"),
-            broker.replace("127.0.0.1:0", address.trim()),
-        )?;
-        let mut shim = fs::read_to_string(site.run_path("shim.toml"))?;
         let mut devices = Vec::new();
         let mut kind = "";
         for line in topology.lines() {
@@ -83,13 +76,11 @@ impl Site {
                 "[[volume]]" => kind = "volume",
                 "[[network]]" => kind = "",
                 name if name.starts_with("name = ") && !kind.is_empty() => {
-                    shim += &format!("[[device]]\nkind = \"{kind}\"\n{name}\n");
                     devices.extend(name.split('"').nth(1).map(|name| format!("{kind} {name}")));
                 }
                 _ => {}
             }
         }
-        fs::write(site.run_path("shim.toml"), shim)?;
         let mut site = site;
         DAEMONS.into_iter().try_for_each(|daemon| site.start(daemon))?;
         // A test that revokes or detaches begins with devices that are attached, not with the shim's first attempts.
