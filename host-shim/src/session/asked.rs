@@ -398,7 +398,6 @@ fn what(request: &Request, offer: &Offer) -> Result<What, Fault> {
             mmap_size,
             mmap_offset: mmap_offset.unwrap_or(0),
         }),
-        (Code::SetLogFd, _) => Change::LogEvent(file().ok_or_else(missing)?),
         (Code::SetVringNum, &Payload::VringState { index, num }) => match num.is_power_of_two() {
             true if num <= QUEUE_SIZE_MAX => Change::Num(ring(index)?, num),
             _ => return Err(wrong(num.into())),

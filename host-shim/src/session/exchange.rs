@@ -98,7 +98,6 @@ fn patience(code: Code) -> Duration {
         | Code::SetConfig
         | Code::SetBackendReqFd
         | Code::SetVringErr
-        | Code::SetLogFd
         | Code::NetSetMtu => ANSWER_WAIT_MAX,
         _ => DRAIN_WAIT_MAX,
     }

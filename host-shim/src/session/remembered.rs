@@ -94,8 +94,6 @@ pub enum Change {
     Remove(Region),
     /// `SET_LOG_BASE`.
     Log(Log),
-    /// `SET_LOG_FD`.
-    LogEvent(Descriptor),
     /// `NET_SET_MTU`.
     Mtu(u64),
     /// `SET_CONFIG`.
@@ -138,8 +136,6 @@ pub struct Remembered {
     pub memory: GuestMemory,
     /// The dirty log.
     pub log: Option<Log>,
-    /// How progress of the dirty log is told.
-    pub log_event: Option<Descriptor>,
     /// The largest packet.
     pub mtu: Option<u64>,
     /// Bytes of configuration space that the guest wrote.
@@ -156,7 +152,7 @@ impl Remembered {
                 let logged = self.features.is_some_and(|before| before & VIRTIO_F_LOG_ALL != 0);
                 if logged && acked & VIRTIO_F_LOG_ALL == 0 {
                     // A migration has ended, and the VMM takes its log away.
-                    (self.log, self.log_event) = (None, None);
+                    self.log = None;
                 }
                 self.features = Some(acked);
             }
@@ -165,7 +161,6 @@ impl Remembered {
             Change::Add(region) => self.memory.add(region),
             Change::Remove(region) => self.memory.remove(&region),
             Change::Log(log) => self.log = Some(log),
-            Change::LogEvent(event) => self.log_event = Some(event),
             Change::Mtu(mtu) => self.mtu = Some(mtu),
             Change::Config { offset, bytes } => self.config.extend((offset..).zip(bytes)),
             Change::Num(ring, num) => self.ring(ring, |r| r.num = Some(num)),
@@ -181,7 +176,7 @@ impl Remembered {
                 (r.kick, r.call) = (Event::Unsaid, Event::Unsaid);
             }),
             Change::Reset => {
-                (self.features, self.inflight, self.log, self.log_event) = (None, None, None, None);
+                (self.features, self.inflight, self.log) = (None, None, None);
                 self.config.clear();
                 self.apply(Change::ResetRings);
             }
@@ -243,9 +238,6 @@ impl Remembered {
         if let Some(log) = &self.log {
             let payload = [log.mmap_size.to_le_bytes(), log.mmap_offset.to_le_bytes()].concat();
             messages.push(message(Code::SetLogBase, payload, [log.file.clone()]));
-        }
-        if let Some(event) = &self.log_event {
-            messages.push(message(Code::SetLogFd, Vec::new(), [event.clone()]));
         }
         if let Some(mtu) = self.mtu {
             messages.push(number(Code::NetSetMtu, mtu));

@@ -177,7 +177,6 @@ requests! {
     ResetOwner = 4, "RESET_OWNER", Empty, None, Answer::Ack;
     SetMemTable = 5, "SET_MEM_TABLE", Regions, PerRegion, Answer::Ack;
     SetLogBase = 6, "SET_LOG_BASE", Log, WithLongForm, Answer::LogBase;
-    SetLogFd = 7, "SET_LOG_FD", Empty, One, Answer::Ack;
     SetVringNum = 8, "SET_VRING_NUM", VringState, None, Answer::Ack;
     SetVringAddr = 9, "SET_VRING_ADDR", VringAddress, None, Answer::Ack;
     SetVringBase = 10, "SET_VRING_BASE", VringState, None, Answer::Ack;
