@@ -151,10 +151,16 @@ impl Host {
         }
     }
 
-    /// Attaches an object and opens its device.
+    /// Attaches an object and opens its device, once it is set up: after a restart it is attached before that.
     pub fn open(&mut self, object: &ObjectRef) -> UnixStream {
         let binding = self.attach(object);
-        self.connect_device(object, binding).expect("attached")
+        crate::fixture::eventually("the device is set up", || match self.connect_device(object, binding) {
+            Ok(device) => Some(device),
+            Err(refusal) => {
+                assert_eq!(refusal.code, Code::Busy, "{refusal}");
+                None
+            }
+        })
     }
 
     pub fn release(&mut self, object: &ObjectRef, generation: Generation) -> Option<Reply> {
