@@ -32,6 +32,7 @@ pub mod log_writer;
 pub mod message;
 pub mod opener;
 mod pace;
+pub mod program;
 pub mod sessions;
 pub mod state_file;
 pub mod state_lock;

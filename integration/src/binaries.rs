@@ -16,6 +16,9 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("host-shim", "outboard-shim"),
 ];
 
+/// The DPU's program with checks that can be turned off.
+const SWITCHABLE_DPU: &str = "outboard-dpu-switchable";
+
 /// A folder with `outboard`, `outboard-broker`, `outboard-dpu` and `outboard-shim`.
 #[derive(Debug, Clone)]
 pub struct Binaries(PathBuf);
@@ -40,12 +43,19 @@ impl Binaries {
             let normal = Self::build()?.0;
             let profile = normal.file_name().unwrap_or_default();
             let folder = normal.with_file_name("switchable").join(profile);
-            cargo_build(&folder, &["dpu-side"], &["--features", "dpu-side/switchable"])?;
-            for (_, program) in PROGRAMS.iter().filter(|(_, program)| *program != "outboard-dpu") {
+            let program = ["--features", "dpu-side/switchable", "--bin", SWITCHABLE_DPU];
+            cargo_build(&normal, &["dpu-side"], &program)?;
+            fs::create_dir_all(&folder)?;
+            for (_, program) in PROGRAMS {
+                let source = if program == "outboard-dpu" {
+                    SWITCHABLE_DPU
+                } else {
+                    program
+                };
                 let link = folder.join(program);
                 // left by an earlier run; the program may be a newer one now
                 let _ = fs::remove_file(&link);
-                fs::hard_link(normal.join(program), link)?;
+                fs::hard_link(normal.join(source), link)?;
             }
             Ok(folder)
         })

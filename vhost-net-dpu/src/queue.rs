@@ -75,6 +75,7 @@ impl Queue {
     pub(crate) fn new(resources: QueueResources) -> Result<Self, StartError> {
         let accepted = Accepted::from_bits(resources.features).ok_or(StartError::Legacy)?;
         let mut ring = resources.ring;
+        ring.resume_at_used();
         ring.disable_kicks();
         // Entries of an earlier session may stand unsignalled, so the driver is called once in any case.
         // Its kick is watched by whoever runs the device, by a descriptor of its own.

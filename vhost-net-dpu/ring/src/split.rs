@@ -198,6 +198,18 @@ impl SplitRing {
         Ok(ring)
     }
 
+    /// Go on at the used index in memory, whatever `next_avail` of the configuration was; before anything is popped. For a
+    /// device that uses chains in the order in which it takes them and that has none while it rests: for it the two are
+    /// the same. A VMM whose connection broke may know an older one, since the device learns of that a moment later.
+    pub fn resume_at_used(&mut self) {
+        debug_assert!(
+            self.popped == 0 && self.journal.is_none(),
+            "it is not known what was taken"
+        );
+        self.next_avail = self.next_used;
+        self.avail_idx = self.next_used;
+    }
+
     /// Log writes to guest memory from now on, or no more. Everything written before a log is set must be known to the
     /// front-end in another way, except for the used ring: all of it is marked.
     pub fn set_log(&mut self, log: Option<RingLog>) {
