@@ -4,12 +4,15 @@
 //! Where the payload has to be summed, it is copied to private memory first: the sum is of the bytes that are sent,
 //! whatever the sender does to its memory in the meantime.
 
+use outboard_ring::{Chain, GuestMemory};
+
 use crate::{
     FRAME_LEN_MAX, HEAD_LEN_MAX,
     checksum::complete,
     error::RxDrop,
     header::{HEADER_LEN, NEEDS_CSUM, NetHeader},
-    offload::{PartialChecksum, Segmentation},
+    offload::{Offload, PartialChecksum, Segmentation},
+    record::Work,
     rx::{Payload, RxQueue},
     segment::Segments,
     tx::{Frame, TxQueue},
@@ -25,61 +28,107 @@ impl Default for Scratch {
     }
 }
 
-/// Gives the frame that `tx` holds to `rx`. `record` hears of each packet that the receiver got (its length in bytes,
-/// without the virtio header) or did not get: one, or one for each segment.
+/// Gives the frame in a slot of the burst that `tx` holds to `rx`. `record` hears of each packet that the receiver got
+/// (its length in bytes, without the virtio header) or did not get: one, or one for each segment. A slot that is
+/// refused, or not of the burst, is passed over.
+#[inline]
+pub fn forward(
+    tx: &TxQueue,
+    slot: usize,
+    rx: &mut RxQueue,
+    scratch: &mut Scratch,
+    mut record: impl FnMut(Result<usize, RxDrop>),
+) {
+    let Some((frame, source)) = tx.source(slot) else { return };
+    if frame.work == Work::None {
+        let payload = source.guest(source.head.len(), source.len - source.head.len());
+        return record(rx.give(frame.header, source.head, payload).map(|()| source.len));
+    }
+    hand_over(source, &frame.offload(source.head), rx, scratch, record);
+}
+
+/// The same for the frame that was taken alone.
 pub fn deliver(
     tx: &TxQueue,
     frame: &Frame,
     rx: &mut RxQueue,
     scratch: &mut Scratch,
+    record: impl FnMut(Result<usize, RxDrop>),
+) {
+    let source = Source {
+        memory: tx.memory(),
+        chain: tx.chain(),
+        head: tx.head(),
+        len: frame.len,
+    };
+    hand_over(source, &frame.offload, rx, scratch, record);
+}
+
+/// A frame in its sender's memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) memory: &'a GuestMemory,
+    /// The virtio header, then the frame.
+    pub(crate) chain: &'a Chain,
+    /// Its private first bytes.
+    pub(crate) head: &'a [u8],
+    /// Its length in bytes, without the virtio header; no less than the head's.
+    pub(crate) len: usize,
+}
+
+impl<'a> Source<'a> {
+    /// A part of the frame in the sender's memory.
+    fn guest(self, offset: usize, len: usize) -> Payload<'a> {
+        Payload::Guest {
+            memory: self.memory,
+            chain: self.chain,
+            offset: HEADER_LEN + offset,
+            len,
+        }
+    }
+
+    /// Copies the frame from `offset` to its end into private memory.
+    fn fetch(self, offset: usize, scratch: &mut Scratch) -> Result<&[u8], RxDrop> {
+        let bytes = scratch
+            .0
+            .get_mut(..self.len.saturating_sub(offset))
+            .ok_or(RxDrop::SourceGone)?;
+        match self.chain.read_at(self.memory, (HEADER_LEN + offset) as u64, bytes) {
+            Ok(()) => Ok(bytes),
+            Err(_) => Err(RxDrop::SourceGone),
+        }
+    }
+}
+
+fn hand_over(
+    source: Source<'_>,
+    offload: &Offload,
+    rx: &mut RxQueue,
+    scratch: &mut Scratch,
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
-    let head = tx.head();
-    if let (Some(checksum), false) = (frame.offload.checksum, frame.offload.suits(rx.accepted())) {
-        return match frame.offload.segmentation {
-            Some(segmentation) => deliver_segments(tx, frame, (checksum, segmentation), rx, scratch, record),
-            None => record(deliver_summed(tx, frame, checksum, rx, scratch)),
+    if let (Some(checksum), false) = (offload.checksum, offload.suits(rx.accepted())) {
+        return match offload.segmentation {
+            Some(segmentation) => segments(source, offload, (checksum, segmentation), rx, scratch, record),
+            None => record(summed(source, checksum, rx, scratch)),
         };
     }
     // Without a checksum to complete, a frame suits every receiver.
-    let payload = guest(tx, head.len(), frame.len - head.len());
-    record(rx.give(frame.offload.header, head, payload).map(|()| frame.len));
-}
-
-/// A part of the frame in the sender's memory.
-fn guest(tx: &TxQueue, offset: usize, len: usize) -> Payload<'_> {
-    Payload::Guest {
-        memory: tx.memory(),
-        chain: tx.chain(),
-        offset: HEADER_LEN + offset,
-        len,
-    }
-}
-
-/// Copies the frame from `offset` to its end into private memory.
-fn fetch<'a>(tx: &TxQueue, frame: &Frame, offset: usize, scratch: &'a mut Scratch) -> Result<&'a [u8], RxDrop> {
-    let bytes = scratch
-        .0
-        .get_mut(..frame.len.saturating_sub(offset))
-        .ok_or(RxDrop::SourceGone)?;
-    match tx.chain().read_at(tx.memory(), (HEADER_LEN + offset) as u64, bytes) {
-        Ok(()) => Ok(bytes),
-        Err(_) => Err(RxDrop::SourceGone),
-    }
+    let payload = source.guest(source.head.len(), source.len - source.head.len());
+    record(rx.give(offload.header, source.head, payload).map(|()| source.len));
 }
 
 /// One packet, its checksum completed.
-fn deliver_summed(
-    tx: &TxQueue,
-    frame: &Frame,
+fn summed(
+    source: Source<'_>,
     checksum: PartialChecksum,
     rx: &mut RxQueue,
     scratch: &mut Scratch,
 ) -> Result<usize, RxDrop> {
     let mut copy = [0; HEAD_LEN_MAX];
-    let head = copy.get_mut(..tx.head().len()).unwrap_or_default();
-    head.copy_from_slice(tx.head());
-    let rest = fetch(tx, frame, head.len(), scratch)?;
+    let head = copy.get_mut(..source.head.len()).unwrap_or_default();
+    head.copy_from_slice(source.head);
+    let rest = source.fetch(head.len(), scratch)?;
     // Padding after the IP packet is sent, but not summed.
     let end = checksum.start + checksum.len;
     let summed = rest.get(..end.saturating_sub(head.len())).unwrap_or(rest);
@@ -92,14 +141,14 @@ fn deliver_summed(
         checksum.protocol,
     );
     rx.give(NetHeader::default(), head, Payload::Private(rest))
-        .map(|()| frame.len)
+        .map(|()| source.len)
 }
 
 /// The segments of a large frame; their checksums stay partial if the receiver takes that, and then their payload is
 /// copied from guest to guest as ever.
-fn deliver_segments(
-    tx: &TxQueue,
-    frame: &Frame,
+fn segments(
+    source: Source<'_>,
+    offload: &Offload,
     (checksum, segmentation): (PartialChecksum, Segmentation),
     rx: &mut RxQueue,
     scratch: &mut Scratch,
@@ -109,21 +158,21 @@ fn deliver_segments(
     let base = segmentation.headers_len;
     let private = match partial {
         true => &[],
-        false => match fetch(tx, frame, base, scratch) {
+        false => match source.fetch(base, scratch) {
             Ok(bytes) => bytes,
             Err(gone) => return record(Err(gone)),
         },
     };
-    for mut segment in Segments::new(tx.head(), frame.len, checksum, segmentation) {
+    for mut segment in Segments::new(source.head, source.len, checksum, segmentation) {
         let len = segment.headers().len() + segment.payload_len;
         let outcome = if partial {
             let header = NetHeader {
                 flags: NEEDS_CSUM,
-                csum_start: frame.offload.header.csum_start,
-                csum_offset: frame.offload.header.csum_offset,
+                csum_start: offload.header.csum_start,
+                csum_offset: offload.header.csum_offset,
                 ..NetHeader::default()
             };
-            let payload = guest(tx, segment.payload_offset, segment.payload_len);
+            let payload = source.guest(segment.payload_offset, segment.payload_len);
             rx.give(header, segment.headers(), payload)
         } else {
             let start = segment.payload_offset - base;

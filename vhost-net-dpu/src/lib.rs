@@ -43,6 +43,7 @@ pub mod metrics;
 pub mod offload;
 pub mod packet;
 mod queue;
+pub mod record;
 pub mod rx;
 pub mod segment;
 pub mod tx;

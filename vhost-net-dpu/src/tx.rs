@@ -6,12 +6,17 @@ use outboard_vhost_user::QueueResources;
 
 use crate::{
     FRAME_LEN_MAX, HEAD_LEN_MAX,
+    deliver::Source,
     error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
     offload::{self, Offload, Sender},
     packet::{self, Packet},
     queue::Queue,
+    record::{Class, Record},
 };
+
+/// Frames that a burst has at most.
+pub const BURST_MAX: usize = 32;
 
 /// A frame whose first bytes are in private memory and whose offloads were checked.
 #[derive(Debug, Clone, Copy)]
@@ -40,15 +45,46 @@ pub enum Taken {
     },
 }
 
-/// A guest's transmit queue. At most one chain is held, between [`TxQueue::take`] and [`TxQueue::give_back`].
+/// A guest's transmit queue. It is served by bursts: [`TxQueue::take_burst`] fills as many slots as buffers are waiting,
+/// at most [`BURST_MAX`], and [`TxQueue::give_back_burst`] ends the burst. In between, each slot has a
+/// [`Record`] of what it holds, private first bytes, and the chain that the rest of it is in.
+///
+/// ```no_run
+/// # use vhost_net_dpu::{deliver::{Scratch, forward}, rx::RxQueue, tx::TxQueue};
+/// # fn burst(tx: &mut TxQueue, rx: &mut RxQueue, scratch: &mut Scratch) {
+/// let count = tx.take_burst(32);
+/// for (slot, record) in tx.records().iter().enumerate() {
+///     match tx.refusal(slot) {
+///         Some(refusal) => println!("{} bytes refused: {refusal}", record.len),
+///         None => forward(tx, slot, rx, scratch, |outcome| println!("{outcome:?}")),
+///     }
+/// }
+/// tx.give_back_burst(count);
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct TxQueue {
     queue: Queue,
-    chain: Chain,
-    held: bool,
-    /// The virtio header and the frame's first bytes.
+    /// Slots that are held, from the first on.
+    held: usize,
+    records: Box<[Record; BURST_MAX]>,
+    refusals: Box<[Option<TxRefusal>; BURST_MAX]>,
+    heads: Box<[Head]>,
+    chains: Box<[Chain]>,
+}
+
+/// The virtio header and the frame's first bytes.
+#[derive(Debug, Clone, Copy)]
+struct Head {
     private: [u8; HEADER_LEN + HEAD_LEN_MAX],
-    head_len: usize,
+    /// Bytes of the frame that are there.
+    len: usize,
+}
+
+impl Head {
+    fn bytes(&self) -> &[u8] {
+        self.private.get(HEADER_LEN..HEADER_LEN + self.len).unwrap_or_default()
+    }
 }
 
 impl TxQueue {
@@ -60,43 +96,141 @@ impl TxQueue {
         if resources.kick.is_none() {
             return Err(StartError::NoKick);
         }
-        let queue = Queue::new(resources)?;
-        Ok(Self {
-            queue,
-            chain: Chain::new(),
-            held: false,
+        let head = Head {
             private: [0; HEADER_LEN + HEAD_LEN_MAX],
-            head_len: 0,
+            len: 0,
+        };
+        Ok(Self {
+            queue: Queue::new(resources)?,
+            held: 0,
+            records: Box::new([Record::default(); BURST_MAX]),
+            refusals: Box::new([None; BURST_MAX]),
+            heads: vec![head; BURST_MAX].into(),
+            chains: (0..BURST_MAX).map(|_| Chain::new()).collect(),
         })
     }
 
-    /// Takes the next buffer. If it is a frame, [`TxQueue::head`] and [`TxQueue::chain`] are its bytes until
-    /// [`TxQueue::give_back`], which is due for refused ones too.
-    pub fn take(&mut self) -> Taken {
-        debug_assert!(!self.held, "the former chain is given back first");
-        if !self.queue.pop(&mut self.chain) {
-            return Taken::Nothing;
+    /// Takes the buffers that are waiting, at most `max` and [`BURST_MAX`]: how many. Their slots, from 0 on, hold until
+    /// [`TxQueue::give_back_burst`]; the former burst must have been given back.
+    pub fn take_burst(&mut self, max: usize) -> usize {
+        debug_assert!(self.held == 0, "the former burst is given back first");
+        while self.held < max.min(BURST_MAX) {
+            let slot = self.held;
+            let Some(chain) = self.chains.get_mut(slot) else { break };
+            if !self.queue.pop(chain) {
+                break;
+            }
+            self.held = slot + 1;
+            let outcome = self.inspect(slot).map(|frame| {
+                let mut record = Record::of(&frame.packet, self.head_of(slot), frame.len);
+                record.set_offload(&frame.offload);
+                record
+            });
+            let len = self.frame_len(slot);
+            if let (Some(record), Some(refusal)) = (self.records.get_mut(slot), self.refusals.get_mut(slot)) {
+                *refusal = outcome.err();
+                *record = outcome.unwrap_or(Record {
+                    // A chain has at most 4 GiB.
+                    len: u32::try_from(len).unwrap_or(u32::MAX),
+                    class: Class::Refused,
+                    ..Record::default()
+                });
+            }
         }
-        self.held = true;
-        let len = self.chain.readable_len().saturating_sub(HEADER_LEN as u64);
-        match self.inspect(len) {
-            Ok(frame) => Taken::Frame(frame),
-            Err(refusal) => Taken::Refused { len, refusal },
+        self.held
+    }
+
+    /// What the burst's frames are, by slot.
+    pub fn records(&self) -> &[Record] {
+        self.records.get(..self.held).unwrap_or_default()
+    }
+
+    /// Why there is no frame to forward in a slot of the burst, if so: then its record is of [`Class::Refused`].
+    pub fn refusal(&self, slot: usize) -> Option<TxRefusal> {
+        self.refusals.get(slot).copied().flatten()
+    }
+
+    /// The private first bytes of the frame in a slot: all of it, or [`HEAD_LEN_MAX`].
+    pub fn head_of(&self, slot: usize) -> &[u8] {
+        self.heads.get(slot).map(Head::bytes).unwrap_or_default()
+    }
+
+    /// The chain of the frame in a slot of the burst: the virtio header, then the frame.
+    pub fn chain_of(&self, slot: usize) -> Option<&Chain> {
+        self.chains.get(..self.held)?.get(slot)
+    }
+
+    /// Ends the burst: the buffers of its first `done` slots are staged to be given back to the guest, in the order in
+    /// which they were taken. Any others are left to be taken once more, as though they had not been.
+    pub fn give_back_burst(&mut self, done: usize) {
+        let held = std::mem::take(&mut self.held);
+        let done = done.min(held);
+        // At most as many as a burst has.
+        self.queue.ring.unpop(u16::try_from(held - done).unwrap_or(0));
+        for chain in self.chains.iter().take(done) {
+            self.queue.push(chain, 0);
         }
     }
 
-    fn inspect(&mut self, len: u64) -> Result<Frame, TxRefusal> {
-        if self.chain.writable_len() != 0 || self.chain.readable_len() < HEADER_LEN as u64 {
+    /// The frame in a slot, to be delivered.
+    pub(crate) fn source(&self, slot: usize) -> Option<(&Record, Source<'_>)> {
+        let record = self
+            .records()
+            .get(slot)
+            .filter(|record| record.class != Class::Refused)?;
+        let head = self.head_of(slot);
+        let source = Source {
+            memory: self.memory(),
+            chain: self.chain_of(slot)?,
+            head,
+            len: (record.len as usize).max(head.len()),
+        };
+        Some((record, source))
+    }
+
+    /// Length of what a slot's chain holds, in bytes, without the virtio header.
+    fn frame_len(&self, slot: usize) -> u64 {
+        let chain = self.chains.get(slot);
+        chain.map_or(0, |chain| chain.readable_len().saturating_sub(HEADER_LEN as u64))
+    }
+
+    /// Takes the next buffer alone. If it is a frame, [`TxQueue::head`] and [`TxQueue::chain`] are its bytes until
+    /// [`TxQueue::give_back`], which is due for refused ones too.
+    pub fn take(&mut self) -> Taken {
+        debug_assert!(self.held == 0, "the former chain is given back first");
+        let Some(chain) = self.chains.first_mut() else {
+            return Taken::Nothing;
+        };
+        if !self.queue.pop(chain) {
+            return Taken::Nothing;
+        }
+        self.held = 1;
+        match self.inspect(0) {
+            Ok(frame) => Taken::Frame(frame),
+            Err(refusal) => Taken::Refused {
+                len: self.frame_len(0),
+                refusal,
+            },
+        }
+    }
+
+    fn inspect(&mut self, slot: usize) -> Result<Frame, TxRefusal> {
+        let len = self.frame_len(slot);
+        let (Some(chain), Some(head)) = (self.chains.get(slot), self.heads.get_mut(slot)) else {
+            return Err(TxRefusal::Chain);
+        };
+        head.len = 0;
+        if chain.writable_len() != 0 || chain.readable_len() < HEADER_LEN as u64 {
             return Err(TxRefusal::Chain);
         }
         let len = usize::try_from(len)
             .ok()
             .filter(|len| *len <= FRAME_LEN_MAX || !on(Check::FrameLength))
             .ok_or(TxRefusal::Oversize)?;
-        self.head_len = len.min(HEAD_LEN_MAX);
+        head.len = len.min(HEAD_LEN_MAX);
         // Header and head in one read: each byte is read once, and what was looked at is what is forwarded.
-        let wanted = self.private.get_mut(..HEADER_LEN + self.head_len).unwrap_or_default();
-        if self.chain.read_at(self.queue.ring.memory(), 0, wanted).is_err() {
+        let wanted = head.private.get_mut(..HEADER_LEN + head.len).unwrap_or_default();
+        if chain.read_at(self.queue.ring.memory(), 0, wanted).is_err() {
             self.fail_memory();
             return Err(TxRefusal::MemoryGone);
         }
@@ -118,27 +252,22 @@ impl TxQueue {
 
     /// The private first bytes of the frame taken last: all of it, or [`HEAD_LEN_MAX`].
     pub fn head(&self) -> &[u8] {
-        self.private
-            .get(HEADER_LEN..HEADER_LEN + self.head_len)
-            .unwrap_or_default()
+        self.head_of(0)
     }
 
     /// The chain of the frame taken last: the virtio header, then the frame.
     pub fn chain(&self) -> &Chain {
-        &self.chain
+        &self.chains[0]
     }
 
-    /// The memory that the chain is in.
+    /// The memory that the chains are in.
     pub fn memory(&self) -> &GuestMemory {
         self.queue.ring.memory()
     }
 
     /// Stages the buffer taken last to be given back to the guest.
     pub fn give_back(&mut self) {
-        if self.held {
-            self.held = false;
-            self.queue.push(&self.chain, 0);
-        }
+        self.give_back_burst(1);
     }
 
     /// The host took memory away that a frame was in: the queue has failed.

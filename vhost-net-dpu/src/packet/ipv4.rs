@@ -39,6 +39,7 @@ fn believed(view: View<'_>) -> Option<IpPacket> {
         transport_offset,
         transport_len: view.frame_len - transport_offset,
         fragment: Fragment::Later,
+        identification: 0,
         routed: false,
     })
 }
@@ -52,8 +53,8 @@ fn parse_inner(view: View<'_>) -> Result<IpPacket, Flaw> {
         _,
         l0,
         l1,
-        _,
-        _,
+        i0,
+        i1,
         f0,
         f1,
         ttl,
@@ -99,6 +100,7 @@ fn parse_inner(view: View<'_>) -> Result<IpPacket, Flaw> {
         transport_offset,
         transport_len,
         fragment,
+        identification: u16::from_be_bytes([i0, i1]).into(),
         routed,
     })
 }

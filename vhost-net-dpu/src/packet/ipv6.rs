@@ -40,6 +40,7 @@ fn believed(view: View<'_>) -> Option<IpPacket> {
         transport_offset,
         transport_len: view.frame_len - transport_offset,
         fragment: Fragment::Later,
+        identification: 0,
         routed: false,
     })
 }
@@ -79,6 +80,7 @@ fn parse_inner(view: View<'_>) -> Result<IpPacket, ParseError> {
         transport_offset: chain.offset,
         transport_len,
         fragment: chain.fragment,
+        identification: chain.identification,
         routed: chain.routed,
     })
 }
@@ -94,6 +96,7 @@ struct Chain {
     protocol: u8,
     offset: usize,
     fragment: Fragment,
+    identification: u32,
     routed: bool,
 }
 
@@ -104,6 +107,7 @@ fn walk(view: View<'_>, next: u8, start: usize, end: usize) -> Result<Chain, Par
         protocol: next,
         offset: start,
         fragment: Fragment::No,
+        identification: 0,
         routed: false,
     };
     let mut fragmented = false;
@@ -122,7 +126,7 @@ fn walk(view: View<'_>, next: u8, start: usize, end: usize) -> Result<Chain, Par
             return Err(ParseError::Ipv6(Flaw::Truncated));
         }
         let header = view.bytes::<8>(chain.offset).ok_or(ParseError::HeadersTooLong)?;
-        let [next, len, o0, o1, ..] = *header;
+        let [next, len, o0, o1, i @ ..] = *header;
         let header_len = match kind {
             FRAGMENT => 8,
             AUTHENTICATION => (usize::from(len) + 2) * 4,
@@ -142,6 +146,7 @@ fn walk(view: View<'_>, next: u8, start: usize, end: usize) -> Result<Chain, Par
         chain.routed |= kind == ROUTING;
         if kind == FRAGMENT {
             fragmented = true;
+            chain.identification = u32::from_be_bytes(i);
             chain.fragment = fragment(u16::from_be_bytes([o0, o1]), end - chain.offset)?;
             if chain.fragment == Fragment::Later {
                 return Ok(chain);

@@ -125,6 +125,9 @@ pub struct IpPacket {
     pub transport_len: usize,
     /// Whether this is a fragment.
     pub fragment: Fragment,
+    /// The number that all fragments of a datagram have (RFC 791 §3.1, RFC 8200 §4.5); of an IPv6 packet that is no
+    /// fragment, 0.
+    pub identification: u32,
     /// An IPv4 source route or an IPv6 routing header is there, so that the checksum's destination may not be the
     /// header's.
     pub routed: bool,
@@ -132,6 +135,7 @@ pub struct IpPacket {
 
 /// Whether a packet is a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Fragment {
     /// A whole packet.
     No,

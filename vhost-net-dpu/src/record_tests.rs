@@ -1,0 +1,168 @@
+use etherparse::PacketBuilder;
+
+use super::*;
+use crate::{
+    HEAD_LEN_MAX,
+    features::{Accepted, FEATURES},
+    offload::{Sender, check},
+};
+
+fn built(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write(&mut frame);
+    frame
+}
+
+fn tcp6() -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv6([1; 16], [9; 16], 60)
+        .tcp(5000, 80, 7, 1024)
+        .syn()
+        .ns();
+    built(|frame| builder.write(frame, &[5; 600]).expect("it fits"))
+}
+
+fn udp4() -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2, 3, 4, 5, 6, 7], [1, 9, 9, 9, 9, 8])
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .udp(1, 2);
+    built(|frame| builder.write(frame, b"payload").expect("it fits"))
+}
+
+fn echo(v6: bool) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
+    built(|frame| {
+        let written = match v6 {
+            true => ethernet
+                .ipv6([1; 16], [9; 16], 60)
+                .icmpv6_echo_request(77, 1)
+                .write(frame, b"?"),
+            false => ethernet
+                .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+                .icmpv4_echo_request(77, 1)
+                .write(frame, b"?"),
+        };
+        written.expect("it fits");
+    })
+}
+
+fn record(frame: &[u8]) -> Record {
+    Record::parse(head(frame), frame.len()).expect("it is in order")
+}
+
+fn head(frame: &[u8]) -> &[u8] {
+    &frame[..frame.len().min(HEAD_LEN_MAX)]
+}
+
+#[test]
+fn a_record_says_what_the_packet_says() {
+    let mut fragment = udp4();
+    fragment[18..22].copy_from_slice(&[0xab, 0xcd, 0x00, 0x02]);
+    let mut first = udp4();
+    first.resize(14 + 20 + 16, 0);
+    first[16..18].copy_from_slice(&36u16.to_be_bytes());
+    first[18..22].copy_from_slice(&[0xab, 0xcd, 0x20, 0x00]);
+    let mut arp = udp4();
+    arp[12..14].copy_from_slice(&[8, 6]);
+    let mut tagged = udp4();
+    tagged[12..14].copy_from_slice(&[0x81, 0]);
+    for frame in [udp4(), tcp6(), echo(false), echo(true), fragment, first, arp, tagged] {
+        let packet = parse(head(&frame), frame.len()).expect("it is in order");
+        let mut said = record(&frame).packet(head(&frame));
+        if let (NetworkLayer::Ip(said), NetworkLayer::Ip(ip)) = (&mut said.network, packet.network)
+            && ip.fragment == Fragment::No
+        {
+            // Of whole packets it is of no use.
+            said.identification = ip.identification;
+        }
+        assert_eq!(said, packet);
+    }
+}
+
+#[test]
+fn ports_flags_and_messages_are_where_a_filter_looks_for_them() {
+    let udp = record(&udp4());
+    assert_eq!((udp.source_port, udp.destination_port, udp.tcp_flags), (1, 2, 0));
+    assert_eq!(udp.class, Class::Ipv4);
+    assert!(
+        udp.is_group(),
+        "the first bit on the wire is the lowest of the first byte"
+    );
+    assert_eq!(udp.destination, 0x01_09_09_09_09_08);
+    assert_eq!(udp.source_mac(), [2, 3, 4, 5, 6, 7]);
+
+    let frame = tcp6();
+    let tcp = record(&frame);
+    assert_eq!((tcp.source_port, tcp.destination_port, tcp.tcp_flags), (5000, 80, 2));
+    assert_eq!(tcp.class, Class::Ipv6);
+    assert_eq!(tcp.transport(head(&frame))[4..8], [0, 0, 0, 7]);
+    assert!(!tcp.is_group());
+
+    let v4 = record(&echo(false));
+    assert_eq!((v4.source_port, v4.destination_port), (77, 8 << 8));
+    let v6 = record(&echo(true));
+    assert_eq!((v6.source_port, v6.destination_port), (77, 128 << 8));
+    let mut unreachable = echo(false);
+    unreachable[34..36].copy_from_slice(&[3, 4]);
+    let error = record(&unreachable);
+    assert_eq!((error.source_port, error.destination_port), (0, 3 << 8 | 4));
+}
+
+#[test]
+fn fragments_of_a_datagram_have_its_number_and_only_the_first_has_ports() {
+    let mut later = udp4();
+    later[18..22].copy_from_slice(&[0xab, 0xcd, 0x00, 0x02]);
+    let later = record(&later);
+    assert_eq!(
+        (later.datagram, later.source_port, later.destination_port),
+        (0xabcd, 0, 0)
+    );
+    let mut frame = tcp6();
+    let body = [&[6, 0, 0, 1, 1, 2, 3, 4][..], &frame[54..]].concat();
+    frame.truncate(54);
+    frame[20] = 44;
+    frame[18..20].copy_from_slice(&u16::try_from(body.len() - 4).expect("short").to_be_bytes());
+    frame.extend(body);
+    frame.truncate(frame.len() - 4);
+    let first = record(&frame);
+    assert_eq!((first.fragment, first.datagram), (Fragment::First, 0x0102_0304));
+    assert_eq!((first.source_port, first.destination_port), (5000, 80));
+}
+
+#[test]
+fn a_record_gives_back_the_offload_that_was_checked() {
+    let sender = Sender {
+        accepted: Accepted::from_bits(FEATURES).expect("VERSION_1 is there"),
+        frame_len_max: 1514,
+    };
+    let asked = |gso_type, csum_start, csum_offset, gso_size| NetHeader {
+        flags: NEEDS_CSUM,
+        gso_type,
+        hdr_len: 74,
+        gso_size,
+        csum_start,
+        csum_offset,
+        num_buffers: 0,
+    };
+    let mut tunnel = udp4();
+    tunnel.resize(14 + 20 + 8 + 60, 7);
+    tunnel[16..18].copy_from_slice(&88u16.to_be_bytes());
+    tunnel[38..40].copy_from_slice(&68u16.to_be_bytes());
+    let cases = [
+        (udp4(), NetHeader::default(), 1),
+        (tcp6(), asked(0, 54, 16, 0), 1),
+        (tcp6(), asked(4, 54, 16, 100), 6),
+        (tunnel, asked(0, 50, 6, 0), 1),
+    ];
+    for (mut frame, header, packet_count) in cases {
+        let len = frame.len();
+        let packet = parse(head(&frame), len).expect("it is in order");
+        let inspected = len.min(HEAD_LEN_MAX);
+        let offload = check(&header, &packet, &mut frame[..inspected], len, sender).expect("it is in order");
+        let mut record = Record::of(&packet, head(&frame), len);
+        record.set_offload(&offload);
+        assert_eq!(record.offload(head(&frame)), offload);
+        assert_eq!(record.packet_count(), packet_count);
+        assert_eq!(offload.packet_count(len), packet_count);
+    }
+}
