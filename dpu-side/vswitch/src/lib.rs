@@ -36,8 +36,10 @@ mod queues;
 mod reason;
 mod seed;
 mod switch;
+mod trace;
 
 pub use counters::{PortCounters, QueueCounters};
 pub use policy::{PortPolicy, link_local};
 pub use reason::DropReason;
 pub use switch::{BURST_FRAMES, Switch};
+pub use trace::{Trace, TraceEnd, TraceStep, TraceVerdict};

@@ -4,9 +4,10 @@ use outboard_controls::{Check, on};
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
-    QUEUE_COUNT, Queue, QueueKind,
+    MTU_DEFAULT, QUEUE_COUNT, Queue, QueueKind,
     deliver::{Scratch, deliver},
     error::{QueueFailure, RxDrop, StartError},
+    frame_len_max,
     rx::RxQueue,
     tx::{Frame, TxQueue},
 };
@@ -179,6 +180,27 @@ impl Port {
             Err(RxDrop::SourceGone) => source_lives = false,
         });
         source_lives
+    }
+
+    /// The MTU that was told and that the driver took.
+    pub(crate) fn mtu_in_force(&self) -> Option<u16> {
+        let took = |rx: &Running<RxQueue>| rx.queue.accepted().mtu;
+        self.mtu.filter(|_| self.rx.iter().next().is_none_or(took))
+    }
+
+    /// Why a frame of this length would not get here now, as far as that can be told without giving it.
+    pub(crate) fn would_refuse(&self, frame_len: usize) -> Option<DropReason> {
+        if self.gate != Gate::Open {
+            return Some(DropReason::PortShut);
+        }
+        if self.rx.is_empty() || !self.serves() {
+            return Some(DropReason::RxNotRunning);
+        }
+        if self.rx.iter().all(|rx| rx.queue.queue().failed().is_some()) {
+            return Some(DropReason::RxBroken);
+        }
+        let len_max = frame_len_max(self.mtu_in_force().unwrap_or(MTU_DEFAULT));
+        (frame_len > len_max).then_some(DropReason::RxOverMtu)
     }
 
     /// Shows the guest what was staged; tells each failure once.

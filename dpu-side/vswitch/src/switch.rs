@@ -190,6 +190,11 @@ impl Switch {
         declared.map(|port| port.tally.snapshot(&port.name)).collect()
     }
 
+    /// Counters of one declared port.
+    pub fn port_counters(&self, name: &str) -> Option<PortCounters> {
+        self.declared(name).map(|(_, port)| port.tally.snapshot(&port.name))
+    }
+
     /// Writes the same over those of an earlier time; allocates only where a port has come or gone since.
     pub fn counters_into(&self, counters: &mut Vec<PortCounters>) {
         let declared = self.ports.iter().filter(|port| port.gate != Gate::Gone);
@@ -208,6 +213,26 @@ impl Switch {
     pub fn queue_counters(&self, name: &str) -> Vec<QueueCounters> {
         let port = self.index.get(name).and_then(|index| self.ports.get(*index));
         port.map(Port::queue_counters).unwrap_or_default()
+    }
+
+    /// Whether the port may exchange frames; none if it is not declared.
+    pub fn is_open(&self, name: &str) -> Option<bool> {
+        self.declared(name).map(|(_, port)| port.serves())
+    }
+
+    /// A declared port and its index.
+    pub(crate) fn declared(&self, name: &str) -> Option<(usize, &Port)> {
+        let index = *self.index.get(name)?;
+        let port = self.ports.get(index).filter(|port| port.gate != Gate::Gone)?;
+        Some((index, port))
+    }
+
+    pub(crate) fn port_at(&self, index: usize) -> Option<&Port> {
+        self.ports.get(index)
+    }
+
+    pub(crate) fn policy(&self) -> &PolicySet {
+        &self.policy
     }
 
     fn port_mut(&mut self, name: &str) -> Option<&mut Port> {

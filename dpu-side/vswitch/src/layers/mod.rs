@@ -52,12 +52,20 @@ pub enum Output {
 type Layer = fn(&Ingress<'_>) -> Verdict;
 
 /// The order. The guard comes first: nothing after it sees a forged source.
-const LAYERS: [Layer; 2] = [source_guard::decide, l2::decide];
+const LAYERS: [(&str, Layer); 2] = [("source guard", source_guard::decide), ("L2", l2::decide)];
 
 /// Asks the layers.
 pub fn decide(ingress: &Ingress<'_>) -> Result<Output, DropReason> {
-    for layer in LAYERS {
-        match layer(ingress) {
+    walk(ingress, |_, _| {})
+}
+
+/// Asks the layers, and tells what each said.
+#[inline]
+pub fn walk(ingress: &Ingress<'_>, mut told: impl FnMut(&'static str, Verdict)) -> Result<Output, DropReason> {
+    for (name, layer) in LAYERS {
+        let verdict = layer(ingress);
+        told(name, verdict);
+        match verdict {
             Verdict::Continue => {}
             Verdict::Deny(reason) => return Err(reason),
             Verdict::Output(output) => return Ok(output),

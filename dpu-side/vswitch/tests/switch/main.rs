@@ -14,3 +14,4 @@ mod random;
 mod reasons;
 mod rig;
 mod spoofing;
+mod trace;

@@ -1,0 +1,221 @@
+//! What would become of a frame: the decision that traffic gets, made dry.
+//!
+//! A frame is given as a guest would send it, and asked about at the parser, the layers and the receivers, by the very
+//! functions that traffic is decided by. Nothing is sent or counted.
+
+use vhost_net_dpu::{
+    FRAME_LEN_MAX, HEAD_LEN_MAX, MTU_DEFAULT,
+    error::TxRefusal,
+    frame_len_max,
+    packet::{self, Fragment, IpAddresses, NetworkLayer, Packet},
+};
+
+use crate::{
+    layers::{self, Ingress, Output, Verdict},
+    port::{Gate, Port},
+    reason::DropReason,
+    switch::Switch,
+};
+
+/// What would become of a frame.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Trace {
+    /// Who was asked, in order.
+    pub steps: Vec<TraceStep>,
+    /// Where it would end: one for each receiver, or one drop.
+    pub ends: Vec<TraceEnd>,
+}
+
+/// One station of a frame's way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceStep {
+    /// Who decided.
+    pub layer: &'static str,
+    /// What it said.
+    pub verdict: TraceVerdict,
+    /// Why, in words.
+    pub detail: String,
+    /// The rule that decided, if one did.
+    pub rule: Option<String>,
+}
+
+/// What a station said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceVerdict {
+    /// The next one is asked.
+    Pass,
+    /// Nothing moves there now: the frame would wait. The next ones are asked as if it went on.
+    Hold,
+    /// The frame goes out.
+    Output,
+    /// The frame is dropped.
+    Drop,
+}
+
+/// Where a frame ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceEnd {
+    /// The port whose guest gets it, or that counts the drop.
+    pub port: String,
+    /// Why it is dropped, if it is.
+    pub dropped: Option<DropReason>,
+}
+
+impl Trace {
+    fn step(&mut self, layer: &'static str, verdict: TraceVerdict, detail: impl Into<String>) {
+        self.steps.push(TraceStep {
+            layer,
+            verdict,
+            detail: detail.into(),
+            rule: None,
+        });
+    }
+
+    fn dropped(mut self, layer: &'static str, port: &str, reason: DropReason, detail: impl Into<String>) -> Self {
+        self.step(layer, TraceVerdict::Drop, detail);
+        self.ends.push(TraceEnd {
+            port: port.to_owned(),
+            dropped: Some(reason),
+        });
+        self
+    }
+}
+
+impl Switch {
+    /// What would become of `frame` (from its Ethernet header on, with complete checksums) if the guest of a port sent it
+    /// now; none if there is no such port.
+    pub fn trace(&self, name: &str, frame: &[u8]) -> Option<Trace> {
+        let (index, port) = self.declared(name)?;
+        let rules = self.policy().rules(index)?;
+        let mut trace = Trace::default();
+        let (verdict, detail) = sending(port);
+        trace.step("port", verdict, detail);
+        let packet = match parse(port, frame) {
+            Ok(packet) => packet,
+            Err(refusal) => {
+                let detail = refusal.to_string();
+                return Some(trace.dropped("parser", name, refusal.into(), detail));
+            }
+        };
+        trace.step("parser", TraceVerdict::Pass, describe(&packet, frame.len()));
+        let ingress = Ingress {
+            port: index,
+            rules,
+            policy: self.policy(),
+            packet: &packet,
+            head: frame.get(..HEAD_LEN_MAX).unwrap_or(frame),
+            frame_len: frame.len(),
+        };
+        let decided = layers::walk(&ingress, |layer, verdict| match verdict {
+            Verdict::Continue => trace.step(layer, TraceVerdict::Pass, "nothing against it"),
+            Verdict::Deny(reason) => trace.step(layer, TraceVerdict::Drop, reason.name()),
+            Verdict::Output(Output::Port(to)) => {
+                let to = self.port_at(to).map_or("a port", |port| port.name.as_str());
+                trace.step(layer, TraceVerdict::Output, format!("to port {to}"));
+            }
+            Verdict::Output(Output::Flood) => {
+                trace.step(
+                    layer,
+                    TraceVerdict::Output,
+                    "to every other port of the network: its destination is a group",
+                );
+            }
+        });
+        let one;
+        let receivers = match decided {
+            Err(DropReason::UnknownDestination) => {
+                let detail = "no layer sends it anywhere";
+                return Some(trace.dropped("output", name, DropReason::UnknownDestination, detail));
+            }
+            Err(reason) => {
+                trace.ends.push(TraceEnd {
+                    port: name.to_owned(),
+                    dropped: Some(reason),
+                });
+                return Some(trace);
+            }
+            Ok(Output::Port(port)) => {
+                one = [port];
+                &one[..]
+            }
+            Ok(Output::Flood) => self.policy().members(rules),
+        };
+        for port in receivers.iter().filter(|receiver| **receiver != index) {
+            let Some(port) = self.port_at(*port) else { continue };
+            let refused = port.would_refuse(frame.len());
+            trace.ends.push(TraceEnd {
+                port: port.name.clone(),
+                dropped: refused,
+            });
+        }
+        Some(trace)
+    }
+}
+
+/// Whether frames are taken from the port's guest at all.
+fn sending(port: &Port) -> (TraceVerdict, &'static str) {
+    match port.gate {
+        Gate::Open if !port.serves() => (
+            TraceVerdict::Hold,
+            "the port's queues are of a former port of this name: nothing is taken from them",
+        ),
+        Gate::Open if port.tx.is_empty() => (
+            TraceVerdict::Hold,
+            "the port is open, but its guest has started no transmit queue: it can send nothing now",
+        ),
+        Gate::Open => (
+            TraceVerdict::Pass,
+            "the port is open and its guest's transmit queue runs",
+        ),
+        Gate::Shut | Gate::Gone => (
+            TraceVerdict::Hold,
+            "the port is shut, not granted or not attached: nothing is taken from its guest",
+        ),
+    }
+}
+
+/// The checks that a frame passes before any layer sees it.
+fn parse(port: &Port, frame: &[u8]) -> Result<Packet, TxRefusal> {
+    if frame.len() > FRAME_LEN_MAX {
+        return Err(TxRefusal::Oversize);
+    }
+    let head = frame.get(..HEAD_LEN_MAX).unwrap_or(frame);
+    let packet = packet::parse(head, frame.len())?;
+    let len_max = frame_len_max(port.mtu_in_force().unwrap_or(MTU_DEFAULT));
+    if frame.len() > len_max {
+        return Err(TxRefusal::OverMtu { len_max });
+    }
+    Ok(packet)
+}
+
+/// The frame as the parser understood it.
+fn describe(packet: &Packet, len: usize) -> String {
+    let what = match &packet.network {
+        NetworkLayer::Arp => "ARP".to_owned(),
+        NetworkLayer::Other(ethertype) => format!("EtherType 0x{ethertype:04x}"),
+        NetworkLayer::Ip(ip) => {
+            let (version, source, destination) = match ip.addresses {
+                IpAddresses::V4(source, destination) => (4, source.to_string(), destination.to_string()),
+                IpAddresses::V6(source, destination) => (6, source.to_string(), destination.to_string()),
+            };
+            let fragment = match ip.fragment {
+                Fragment::No => "",
+                Fragment::First => ", first fragment",
+                Fragment::Later => ", later fragment",
+            };
+            format!(
+                "IPv{version} {source} > {destination}, protocol {}{fragment}",
+                ip.protocol
+            )
+        }
+    };
+    format!(
+        "{what}; {} > {}, {len} bytes",
+        mac(packet.source),
+        mac(packet.destination)
+    )
+}
+
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
