@@ -1,8 +1,12 @@
 //! What the broker wants a card to do. Flows broker → DPU only, as one whole snapshot per revision.
 
+mod policy;
+
 use std::{collections::BTreeSet, net::IpAddr};
 
 use minicbor::{Decode, Encode};
+
+pub use policy::*;
 
 use crate::{
     id::{BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, Revision},
@@ -30,6 +34,15 @@ pub struct DesiredState {
     /// What hosts may redeem. A port or volume without a grant stays shut.
     #[n(4)]
     pub grants: Vec<Grant>,
+    /// The groups that its ports have. From version 2 of the card protocol on, as what follows.
+    #[cbor(n(5), skip_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+    /// The address sets that those groups' rules name.
+    #[cbor(n(6), skip_if = "Vec::is_empty")]
+    pub address_sets: Vec<AddressSet>,
+    /// The members, on this card's networks, of the groups that those groups' rules name.
+    #[cbor(n(7), skip_if = "Vec::is_empty")]
+    pub members: Vec<Members>,
 }
 
 /// A port and its policy.
@@ -47,6 +60,9 @@ pub struct Port {
     /// The only source addresses the guest may use (beside the IPv6 link-local address made from its MAC).
     #[n(3)]
     pub addresses: Vec<IpAddr>,
+    /// Its security groups. None: it is not filtered. An empty list: it is, and no rule allows anything.
+    #[n(4)]
+    pub groups: Option<Vec<Name>>,
 }
 
 /// A volume and where its blocks are.
@@ -166,7 +182,7 @@ impl DesiredState {
                 ));
             }
         }
-        Ok(())
+        self.check_policy().or_else(malformed)
     }
 }
 
@@ -180,6 +196,7 @@ mod tests {
             network: "n".parse().unwrap(),
             mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
             addresses: vec![],
+            groups: None,
         };
         let volume = Volume {
             name: "p".parse().unwrap(),
@@ -203,6 +220,7 @@ mod tests {
             ports: vec![port],
             volumes: vec![volume],
             grants: vec![grant(ObjectKind::Port), grant(ObjectKind::Volume)],
+            ..DesiredState::default()
         }
     }
 

@@ -7,7 +7,10 @@ use outboard_protocol::{
     binding::State,
     card::{BindingReport, CARD_MESSAGE_LEN_MAX, FromBroker, FromCard, Isolation, PortCounters, VolumeCounters},
     codec::{decode, encode},
-    desired::{DesiredState, Grant, Port, Volume, VolumeBackend},
+    desired::{
+        AddressSet, Cidr, DesiredState, Direction, Egress, Ethertype, Grant, Group, Matched, Members, Peer, Port,
+        PortRange, Rule, RuleAction, Volume, VolumeBackend,
+    },
     id::{
         BootEpoch, BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, OperationId, Revision,
     },
@@ -242,6 +245,7 @@ fn desired() -> DesiredState {
         network: name("blue"),
         mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()],
+        groups: None,
     };
     DesiredState {
         broker_epoch: BrokerEpoch(1),
@@ -260,6 +264,98 @@ fn desired() -> DesiredState {
             volume("zero", 512, VolumeBackend::Null, true),
         ],
         grants: vec![grant(vm1(), 3, 12, None), grant(disk1(), 1, 13, Some(1_800_000_000))],
+        ..DesiredState::default()
+    }
+}
+
+/// A desired state of version 2: groups, sets and members.
+fn filtered() -> DesiredState {
+    let rule = |direction, ethertype, matched, peer| Rule {
+        direction,
+        action: RuleAction::Allow,
+        priority: 1000,
+        log: false,
+        ethertype,
+        matched,
+        peer,
+        name: None,
+    };
+    let cidr = |address: &str, prefix_len| Cidr {
+        address: address.parse().unwrap(),
+        prefix_len,
+    };
+    let web = PortRange { first: 80, last: 81 };
+    let rules = vec![
+        rule(
+            Direction::Ingress,
+            Ethertype::Ipv4,
+            Matched::Tcp { ports: Some(web) },
+            Peer::Cidr {
+                cidr: cidr("0.0.0.0", 0),
+            },
+        ),
+        rule(
+            Direction::Ingress,
+            Ethertype::Both,
+            Matched::Udp { ports: None },
+            Peer::Group { name: name("db") },
+        ),
+        Rule {
+            action: RuleAction::Reject,
+            priority: 10,
+            log: true,
+            name: Some(name("no-ping")),
+            ..rule(
+                Direction::Ingress,
+                Ethertype::Both,
+                Matched::Icmp {
+                    icmp_type: Some(8),
+                    icmp_code: None,
+                },
+                Peer::AddressSet { name: name("partners") },
+            )
+        },
+        Rule {
+            action: RuleAction::Deny,
+            ..rule(
+                Direction::Egress,
+                Ethertype::Both,
+                Matched::Number { protocol: 47 },
+                Peer::Any,
+            )
+        },
+        rule(Direction::Egress, Ethertype::Both, Matched::Any, Peer::Any),
+    ];
+    let port = |text, last, groups| Port {
+        name: name(text),
+        network: name("blue"),
+        mac: MacAddr([0x52, 0x54, 0, 0, 0, last]),
+        addresses: vec![],
+        groups,
+    };
+    DesiredState {
+        broker_epoch: BrokerEpoch(1),
+        revision: Revision(44),
+        ports: vec![
+            port("vm1", 1, Some(vec![name("web")])),
+            port("vm2", 2, Some(vec![])),
+            port("vm3", 3, None),
+        ],
+        groups: vec![Group {
+            name: name("web"),
+            egress: Egress::Deny,
+            rules,
+        }],
+        address_sets: vec![AddressSet {
+            name: name("partners"),
+            entries: vec![cidr("192.0.2.0", 24), cidr("2001:db8::1", 128)],
+        }],
+        members: vec![Members {
+            group: name("db"),
+            network: name("blue"),
+            addresses: vec!["10.0.0.9".parse().unwrap()],
+        }],
+        ..DesiredState::default()
     }
 }
 
@@ -269,6 +365,7 @@ fn from_broker() {
     let ca = vec![0x30, 0x82, 2, 0];
     let refusal = outboard_protocol::codec::negotiate((2, 3), (1, 1)).unwrap_err();
     assert_eq!(desired().check(), Ok(()));
+    assert_eq!(filtered().check(), Ok(()));
     let messages = [
         ("enrolled", FromBroker::Enrolled { certificate, ca }),
         (
@@ -279,6 +376,7 @@ fn from_broker() {
             },
         ),
         ("desired", FromBroker::Desired { state: desired() }),
+        ("desired_filtered", FromBroker::Desired { state: filtered() }),
         ("inventory_ack", FromBroker::InventoryAck { seq: 9 }),
         ("refused", FromBroker::Refused { refusal }),
     ];

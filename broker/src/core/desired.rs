@@ -23,6 +23,7 @@ pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
             network: p.spec.network.clone(),
             mac: p.spec.mac,
             addresses: p.spec.addresses.clone(),
+            groups: None,
         });
     let volumes = inventory
         .volumes
@@ -51,6 +52,7 @@ pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
         ports: ports.collect(),
         volumes: volumes.collect(),
         grants: grants.collect(),
+        ..DesiredState::default()
     }
 }
 

@@ -53,13 +53,13 @@ pub fn desired(revision: u64, ports: u8) -> DesiredState {
         network: name("blue"),
         mac: MacAddr([0x52, 0x54, 0, 0, 0, n]),
         addresses: vec![[10, 0, 0, n].into()],
+        groups: None,
     };
     DesiredState {
         broker_epoch: BrokerEpoch(1),
         revision: Revision(revision),
         ports: (1..=ports).map(described).collect(),
-        volumes: vec![],
-        grants: vec![],
+        ..DesiredState::default()
     }
 }
 

@@ -47,6 +47,7 @@ fn desired(revision: u64, generation: Option<u64>) -> DesiredState {
         ports: vec![],
         volumes: vec![volume],
         grants: generation.map(grant).into_iter().collect(),
+        ..DesiredState::default()
     }
 }
 

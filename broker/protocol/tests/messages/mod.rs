@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use outboard_protocol::{
     binding::State,
     card::{BindingReport, FromBroker, FromCard, Isolation, PortCounters, VolumeCounters},
-    desired::{DesiredState, Grant, Port, Volume, VolumeBackend},
+    desired::{
+        AddressSet, Cidr, DesiredState, Direction, Egress, Ethertype, Grant, Group, Matched, Members, Peer, Port,
+        PortRange, Rule, RuleAction, Volume, VolumeBackend,
+    },
     id::{
         BootEpoch, BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, OperationId, Revision,
     },
@@ -180,16 +183,67 @@ fn volume() -> impl Strategy<Value = Volume> {
     })
 }
 
+fn cidr() -> impl Strategy<Value = Cidr> {
+    any::<(IpAddr, u8)>().prop_map(|(address, prefix_len)| Cidr { address, prefix_len })
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let ports = || option::of(any::<(u16, u16)>().prop_map(|(first, last)| PortRange { first, last }));
+    let matched = prop_oneof![
+        Just(Matched::Any),
+        ports().prop_map(|ports| Matched::Tcp { ports }),
+        ports().prop_map(|ports| Matched::Udp { ports }),
+        any::<(Option<u8>, Option<u8>)>().prop_map(|(icmp_type, icmp_code)| Matched::Icmp { icmp_type, icmp_code }),
+        any::<u8>().prop_map(|protocol| Matched::Number { protocol }),
+    ];
+    let peer = prop_oneof![
+        Just(Peer::Any),
+        cidr().prop_map(|cidr| Peer::Cidr { cidr }),
+        name().prop_map(|name| Peer::Group { name }),
+        name().prop_map(|name| Peer::AddressSet { name }),
+    ];
+    let words = (
+        select(vec![Direction::Ingress, Direction::Egress]),
+        select(vec![RuleAction::Allow, RuleAction::Deny, RuleAction::Reject]),
+        select(vec![Ethertype::Ipv4, Ethertype::Ipv6, Ethertype::Both]),
+    );
+    (words, any::<(u16, bool)>(), matched, peer, option::of(name())).prop_map(
+        |((direction, action, ethertype), (priority, log), matched, peer, name)| Rule {
+            direction,
+            action,
+            priority,
+            log,
+            ethertype,
+            matched,
+            peer,
+            name,
+        },
+    )
+}
+
+fn policy() -> impl Strategy<Value = (Vec<Group>, Vec<AddressSet>, Vec<Members>)> {
+    let egress = select(vec![Egress::Allow, Egress::Deny]);
+    let group = (name(), egress, vec(rule(), 0..4)).prop_map(|(name, egress, rules)| Group { name, egress, rules });
+    let set = (name(), vec(cidr(), 0..4)).prop_map(|(name, entries)| AddressSet { name, entries });
+    let members = (name(), name(), vec(any::<IpAddr>(), 0..4)).prop_map(|(group, network, addresses)| Members {
+        group,
+        network,
+        addresses,
+    });
+    (vec(group, 0..3), vec(set, 0..3), vec(members, 0..3))
+}
+
 pub fn desired() -> impl Strategy<Value = DesiredState> {
-    let port =
-        (name(), name(), any::<[u8; 6]>(), vec(any::<IpAddr>(), 0..4)).prop_map(|(name, network, mac, addresses)| {
-            Port {
-                name,
-                network,
-                mac: MacAddr(mac),
-                addresses,
-            }
-        });
+    let groups = option::of(vec(name(), 0..3));
+    let port = (name(), name(), any::<[u8; 6]>(), vec(any::<IpAddr>(), 0..4), groups).prop_map(
+        |(name, network, mac, addresses, groups)| Port {
+            name,
+            network,
+            mac: MacAddr(mac),
+            addresses,
+            groups,
+        },
+    );
     let grant = (object(), name(), generation(), incarnation(), option::of(any::<u64>())).prop_map(
         |(object, host, generation, incarnation, expires_unix_s)| Grant {
             object,
@@ -204,13 +258,17 @@ pub fn desired() -> impl Strategy<Value = DesiredState> {
         vec(port, 0..3),
         vec(volume(), 0..3),
         vec(grant, 0..3),
+        policy(),
     )
-        .prop_map(|(n, ports, volumes, grants)| DesiredState {
+        .prop_map(|(n, ports, volumes, grants, policy)| DesiredState {
             broker_epoch: BrokerEpoch(n[0]),
             revision: Revision(n[1]),
             ports,
             volumes,
             grants,
+            groups: policy.0,
+            address_sets: policy.1,
+            members: policy.2,
         })
 }
 

@@ -299,6 +299,7 @@ impl World {
             network: "net".parse().unwrap(),
             mac: MacAddr([0x52, 0x54, 0, 0, 0, n]),
             addresses: vec![],
+            groups: None,
         };
         DesiredState {
             broker_epoch: self.epoch,
@@ -306,6 +307,7 @@ impl World {
             ports: (0..action::OBJECTS).map(port).collect(),
             volumes: vec![],
             grants: self.grants.values().cloned().collect(),
+            ..DesiredState::default()
         }
     }
 
