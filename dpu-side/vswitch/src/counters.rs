@@ -61,6 +61,20 @@ impl Default for Tally {
 }
 
 impl Tally {
+    /// So many frames were taken from the guest.
+    #[inline]
+    pub(crate) fn sent(&mut self, frames: u64, bytes: u64) {
+        self.traffic.tx_frames = self.traffic.tx_frames.wrapping_add(frames);
+        self.traffic.tx_bytes = self.traffic.tx_bytes.wrapping_add(bytes);
+    }
+
+    /// So many were given to it.
+    #[inline]
+    pub(crate) fn received(&mut self, frames: u64, bytes: u64) {
+        self.traffic.rx_frames = self.traffic.rx_frames.wrapping_add(frames);
+        self.traffic.rx_bytes = self.traffic.rx_bytes.wrapping_add(bytes);
+    }
+
     pub(crate) fn drop(&mut self, reason: DropReason) {
         if let Some(count) = self.drops.get_mut(reason as usize) {
             *count = count.wrapping_add(1);

@@ -4,7 +4,10 @@
 //! packet is whole, as later fragments have none. The numbers differ from one switch to the next, so that no sender can
 //! know beforehand which flows meet in one queue.
 
-use vhost_net_dpu::packet::{Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet};
+use vhost_net_dpu::{
+    packet::{Fragment, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses},
+    record::Record,
+};
 
 use crate::seed::Seed;
 
@@ -16,36 +19,30 @@ pub(crate) struct FlowHash {
 
 impl FlowHash {
     /// Which of `count` queues the frame goes to: the same one for all frames of a flow. `head` are its inspected bytes.
-    pub(crate) fn queue(&self, packet: &Packet, head: &[u8], count: usize) -> usize {
-        let spread = u128::from(self.flow(packet, head)) * count as u128;
+    pub(crate) fn queue(&self, record: &Record, head: &[u8], count: usize) -> usize {
+        let spread = u128::from(self.flow(record, head)) * count as u128;
         // Less than `count`.
         usize::try_from(spread >> 64).unwrap_or(0)
     }
 
-    fn flow(&self, packet: &Packet, head: &[u8]) -> u64 {
-        match &packet.network {
-            NetworkLayer::Ip(ip) => self.ip(ip, head),
-            NetworkLayer::Arp | NetworkLayer::Other(_) => {
-                self.pair(self.mac(packet.source), self.mac(packet.destination), 0)
-            }
-        }
-    }
-
-    fn ip(&self, ip: &IpPacket, head: &[u8]) -> u64 {
-        let (source_port, destination_port) = ports(ip, head);
-        let (source, destination) = match ip.addresses {
-            IpAddresses::V4(source, destination) => (
+    fn flow(&self, record: &Record, head: &[u8]) -> u64 {
+        let (source_port, destination_port) = ports(record);
+        let (source, destination, protocol) = match record.addresses(head) {
+            Some(IpAddresses::V4(source, destination)) => (
                 self.seed
                     .mix(u64::from(source.to_bits()) << 16 | u64::from(source_port)),
                 self.seed
                     .mix(u64::from(destination.to_bits()) << 16 | u64::from(destination_port)),
+                record.protocol,
             ),
-            IpAddresses::V6(source, destination) => (
+            Some(IpAddresses::V6(source, destination)) => (
                 self.v6(source.to_bits(), source_port),
                 self.v6(destination.to_bits(), destination_port),
+                record.protocol,
             ),
+            None => (self.seed.mix(record.source), self.seed.mix(record.destination), 0),
         };
-        self.pair(source, destination, ip.protocol)
+        self.pair(source, destination, protocol)
     }
 
     fn v6(&self, address: u128, port: u16) -> u64 {
@@ -55,11 +52,6 @@ impl FlowHash {
             .mix(self.seed.mix(high) ^ u64::from_be_bytes(low) ^ u64::from(port).rotate_right(16))
     }
 
-    fn mac(&self, mac: [u8; 6]) -> u64 {
-        let [a, b, c, d, e, f] = mac;
-        self.seed.mix(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
-    }
-
     /// The same whichever end comes first.
     fn pair(&self, one: u64, other: u64, protocol: u8) -> u64 {
         self.seed.mix(one.wrapping_add(other) ^ u64::from(protocol))
@@ -67,19 +59,15 @@ impl FlowHash {
 }
 
 /// Source and destination port, or zeros where there are none, or not in every packet of the flow.
-fn ports(ip: &IpPacket, head: &[u8]) -> (u16, u16) {
-    if ip.fragment != Fragment::No || !matches!(ip.protocol, IP_PROTOCOL_TCP | IP_PROTOCOL_UDP) {
+fn ports(record: &Record) -> (u16, u16) {
+    if record.fragment != Fragment::No || !matches!(record.protocol, IP_PROTOCOL_TCP | IP_PROTOCOL_UDP) {
         return (0, 0);
     }
-    let bytes = head.get(ip.transport_offset..).and_then(|rest| rest.first_chunk::<4>());
-    let [s0, s1, d0, d1] = bytes.copied().unwrap_or_default();
-    (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))
+    (record.source_port, record.destination_port)
 }
 
 #[cfg(test)]
 mod tests {
-    use vhost_net_dpu::packet::parse;
-
     use super::*;
 
     /// UDP over IPv4: the flags-and-offset word, source and destination (address and port).
@@ -100,7 +88,7 @@ mod tests {
     }
 
     fn number(hash: &FlowHash, frame: &[u8]) -> u64 {
-        hash.flow(&parse(frame, frame.len()).expect("in order"), frame)
+        hash.flow(&Record::parse(frame, frame.len()).expect("in order"), frame)
     }
 
     const A: [u8; 4] = [10, 0, 0, 1];
@@ -138,8 +126,8 @@ mod tests {
             let mut hits = vec![0; count];
             for port in 0..1600 {
                 let frame = v4(0, (A, port), (B, 53));
-                let packet = parse(&frame, frame.len()).expect("in order");
-                hits[hash.queue(&packet, &frame, count)] += 1;
+                let record = Record::parse(&frame, frame.len()).expect("in order");
+                hits[hash.queue(&record, &frame, count)] += 1;
             }
             let fair = 1600 / count;
             assert!(hits.iter().all(|n| (fair / 2..=fair * 2).contains(n)), "{hits:?}");

@@ -27,6 +27,7 @@
 //! Address learning (ports are where their records say), VLANs, DHCP and ARP responders, multicast snooping, uplinks.
 #![forbid(unsafe_code)]
 
+mod burst;
 mod counters;
 mod flow;
 mod layers;
@@ -38,8 +39,9 @@ mod seed;
 mod switch;
 mod trace;
 
+pub use burst::BURST_FRAMES;
 pub use counters::{PortCounters, QueueCounters};
 pub use policy::{PortPolicy, link_local};
 pub use reason::DropReason;
-pub use switch::{BURST_FRAMES, Switch};
+pub use switch::Switch;
 pub use trace::{Trace, TraceEnd, TraceStep, TraceVerdict};

@@ -5,6 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use vhost_net_dpu::record::mac_number;
+
 use crate::seed::Seed;
 
 /// A port as declared.
@@ -26,12 +28,15 @@ pub struct Rules {
     network: usize,
     /// Its MAC.
     pub mac: [u8; 6],
+    /// The same as a number.
+    pub mac_number: u64,
     v4: Vec<Ipv4Addr>,
     v6: Vec<Ipv6Addr>,
 }
 
 impl Rules {
     /// May it use this IPv4 address?
+    #[inline]
     pub fn owns_v4(&self, address: Ipv4Addr) -> bool {
         self.v4.contains(&address)
     }
@@ -71,7 +76,7 @@ impl PolicySet {
             }
             if let Some(network) = set.networks.get_mut(network) {
                 network.members.push(port);
-                network.stations.entry(number(policy.mac)).or_insert(port);
+                network.stations.entry(mac_number(policy.mac)).or_insert(port);
             }
             set.rules.push(rules(policy, network));
         }
@@ -83,9 +88,10 @@ impl PolicySet {
         self.rules.get(port)
     }
 
-    /// The port that has `mac` in the network of `rules`.
-    pub fn station(&self, rules: &Rules, mac: [u8; 6]) -> Option<usize> {
-        self.networks.get(rules.network)?.stations.get(&number(mac)).copied()
+    /// The port that has `mac`, as a number, in the network of `rules`.
+    #[inline]
+    pub fn station(&self, rules: &Rules, mac: u64) -> Option<usize> {
+        self.networks.get(rules.network)?.stations.get(&mac).copied()
     }
 
     /// The ports in the network of `rules`.
@@ -94,11 +100,6 @@ impl PolicySet {
             .get(rules.network)
             .map_or(&[], |network| network.members.as_slice())
     }
-}
-
-/// A MAC as a number.
-fn number([a, b, c, d, e, f]: [u8; 6]) -> u64 {
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
 fn rules(policy: &PortPolicy, network: usize) -> Rules {
@@ -113,6 +114,7 @@ fn rules(policy: &PortPolicy, network: usize) -> Rules {
     Rules {
         network,
         mac: policy.mac,
+        mac_number: mac_number(policy.mac),
         v4,
         v6,
     }
@@ -149,8 +151,8 @@ mod tests {
         let set = PolicySet::compile(&[policy("a", "blue", 1), policy("b", "red", 2), policy("c", "blue", 3)]);
         let a = set.rules(0).expect("port a");
         assert_eq!(set.members(a), [0, 2]);
-        assert_eq!(set.station(a, [0x52, 0x54, 0, 0, 0, 3]), Some(2));
-        assert_eq!(set.station(a, [0x52, 0x54, 0, 0, 0, 2]), None);
+        assert_eq!(set.station(a, mac_number([0x52, 0x54, 0, 0, 0, 3])), Some(2));
+        assert_eq!(set.station(a, mac_number([0x52, 0x54, 0, 0, 0, 2])), None);
         assert!(a.owns_v4(Ipv4Addr::new(10, 0, 0, 1)) && !a.owns_v4(Ipv4Addr::new(10, 0, 0, 3)));
         assert!(a.owns_v6(link_local(a.mac)));
     }

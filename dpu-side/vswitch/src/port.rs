@@ -5,11 +5,11 @@ use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
 use vhost_net_dpu::{
     MTU_DEFAULT, QUEUE_COUNT, Queue, QueueKind,
-    deliver::{Scratch, deliver},
+    deliver::{Scratch, forward},
     error::{QueueFailure, RxDrop, StartError},
     frame_len_max,
     rx::RxQueue,
-    tx::{Frame, TxQueue},
+    tx::TxQueue,
 };
 
 use crate::{
@@ -46,6 +46,8 @@ pub(crate) struct Port {
     pub(crate) tx_turn: usize,
     /// Frames it was served beyond its share, which later bursts are short of.
     pub(crate) debt: usize,
+    /// The burst at hand gave it something.
+    pub(crate) touched: bool,
 }
 
 impl Port {
@@ -60,6 +62,7 @@ impl Port {
             mtu: None,
             tx_turn: 0,
             debt: 0,
+            touched: false,
         }
     }
 
@@ -146,40 +149,50 @@ impl Port {
         }
     }
 
-    /// Gives the frame that `source` holds to this port, in the queue of its flow. False if the source's memory is
-    /// gone.
-    pub(crate) fn receive(&mut self, source: &TxQueue, frame: &Frame, flows: &FlowHash, scratch: &mut Scratch) -> bool {
-        if self.gate != Gate::Open {
-            self.tally.drop(DropReason::PortShut);
-            return true;
+    /// Gives frames of the burst that `source` holds to this port, in the queues of their flows. `gone` hears of each
+    /// that could not be read any more: the source's memory is gone.
+    pub(crate) fn receive(
+        &mut self,
+        source: &TxQueue,
+        slots: impl ExactSizeIterator<Item = usize>,
+        flows: &FlowHash,
+        scratch: &mut Scratch,
+        mut gone: impl FnMut(),
+    ) {
+        let shut = match self.gate {
+            Gate::Open if self.serves() => None,
+            Gate::Open => Some(DropReason::RxNotRunning),
+            Gate::Shut | Gate::Gone => Some(DropReason::PortShut),
+        };
+        let (rx, tally) = (&mut self.rx, &mut self.tally);
+        let count = rx.len();
+        if let Some(reason) = shut.or((count == 0).then_some(DropReason::RxNotRunning)) {
+            return slots.for_each(|_| tally.drop(reason));
         }
-        let place = match self.rx.len() {
-            0 | 1 => 0,
-            count => flows.queue(&frame.packet, source.head(), count),
-        };
-        let served = self.serves();
-        let (tally, rx) = (&mut self.tally, self.rx.at(place).filter(|_| served));
-        let Some(Running {
-            queue, frames, bytes, ..
-        }) = rx
-        else {
-            tally.drop(DropReason::RxNotRunning);
-            return true;
-        };
-        let mut source_lives = true;
-        deliver(source, frame, queue, scratch, |outcome| match outcome {
-            Ok(len) => {
-                tally.traffic.received(len);
-                *frames = frames.wrapping_add(1);
-                *bytes = bytes.wrapping_add(len as u64);
-            }
-            Err(RxDrop::Full) => tally.drop(DropReason::RxFull),
-            Err(RxDrop::BufferTooSmall) => tally.drop(DropReason::RxBufferTooSmall),
-            Err(RxDrop::OverMtu) => tally.drop(DropReason::RxOverMtu),
-            Err(RxDrop::Broken) => tally.drop(DropReason::RxBroken),
-            Err(RxDrop::SourceGone) => source_lives = false,
-        });
-        source_lives
+        for slot in slots {
+            let place = match (count, source.records().get(slot)) {
+                (2.., Some(record)) => flows.queue(record, source.head_of(slot), count),
+                _ => 0,
+            };
+            let Some(Running {
+                queue, frames, bytes, ..
+            }) = rx.at(place)
+            else {
+                continue;
+            };
+            forward(source, slot, queue, scratch, |outcome| match outcome {
+                Ok(len) => {
+                    tally.received(1, len as u64);
+                    *frames = frames.wrapping_add(1);
+                    *bytes = bytes.wrapping_add(len as u64);
+                }
+                Err(RxDrop::Full) => tally.drop(DropReason::RxFull),
+                Err(RxDrop::BufferTooSmall) => tally.drop(DropReason::RxBufferTooSmall),
+                Err(RxDrop::OverMtu) => tally.drop(DropReason::RxOverMtu),
+                Err(RxDrop::Broken) => tally.drop(DropReason::RxBroken),
+                Err(RxDrop::SourceGone) => gone(),
+            });
+        }
     }
 
     /// The MTU that was told and that the driver took.

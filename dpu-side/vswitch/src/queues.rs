@@ -15,9 +15,9 @@ pub(crate) struct Running<Q> {
 }
 
 impl<Q> Running<Q> {
-    pub(crate) fn count(&mut self, len: u64) {
-        self.frames = self.frames.wrapping_add(1);
-        self.bytes = self.bytes.wrapping_add(len);
+    pub(crate) fn count(&mut self, frames: u64, bytes: u64) {
+        self.frames = self.frames.wrapping_add(frames);
+        self.bytes = self.bytes.wrapping_add(bytes);
     }
 }
 

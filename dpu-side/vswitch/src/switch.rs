@@ -1,40 +1,35 @@
-//! The switch itself: bursts from the ports in turn, layers, delivery.
+//! The switch itself: its ports, who may use them, and whose turn it is.
 
 use std::collections::HashMap;
 
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
-use vhost_net_dpu::{
-    MTU_MIN,
-    deliver::Scratch,
-    error::MtuError,
-    tx::{Frame, Taken},
-};
+use vhost_net_dpu::{MTU_MIN, deliver::Scratch, error::MtuError};
 
 use crate::{
+    burst::Fates,
     counters::{PortCounters, QueueCounters},
     flow::FlowHash,
-    layers::{self, Ingress, Output},
     policy::{PolicySet, PortPolicy},
     port::{Gate, Port},
-    reason::DropReason,
 };
-
-/// Frames taken from one port before it is the next one's turn. A copy of a broadcast counts as a frame, and so
-/// does each packet that a large frame may have to be cut into.
-pub const BURST_FRAMES: usize = 32;
 
 /// A switch and all its ports.
 #[derive(Debug, Default)]
 pub struct Switch {
-    policy: PolicySet,
+    pub(crate) policy: PolicySet,
     /// Those that have a policy come first, at their policy's index; then those that are gone.
-    ports: Vec<Port>,
+    pub(crate) ports: Vec<Port>,
     index: HashMap<String, usize>,
-    scratch: Scratch,
-    flows: FlowHash,
+    pub(crate) scratch: Scratch,
+    pub(crate) flows: FlowHash,
+    pub(crate) fates: Fates,
+    /// Ports to which the burst at hand gave something.
+    pub(crate) touched: Vec<usize>,
     /// Whose burst comes first in the next breath.
     turn: usize,
+    /// Queues may have something to show or to tell that no burst brought about.
+    sweep: bool,
 }
 
 impl Switch {
@@ -72,6 +67,9 @@ impl Switch {
             .map(|(index, port)| (port.name.clone(), index))
             .collect();
         self.turn = 0;
+        self.sweep = true;
+        self.touched.clear();
+        self.touched.reserve(self.ports.len());
     }
 
     /// Nothing goes in or out of the port from now on: its grant was revoked.
@@ -97,6 +95,7 @@ impl Switch {
     /// # Errors
     /// The port is not declared, it has no such queue, the queue runs already, or its driver cannot be served.
     pub fn start_queue(&mut self, name: &str, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
+        self.sweep = true;
         match self.port_mut(name) {
             Some(port) if port.takes_queues() => port.start_queue(index, queue),
             _ => Err(not_granted(name)),
@@ -121,6 +120,7 @@ impl Switch {
     /// # Errors
     /// The port is not declared, or the queue does not run.
     pub fn set_call(&mut self, name: &str, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
+        self.sweep = true;
         self.port_mut(name)
             .ok_or_else(|| not_granted(name))?
             .set_call(index, call)
@@ -154,12 +154,19 @@ impl Switch {
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.
     pub fn breathe(&mut self, signals: &mut dyn Signals) -> bool {
+        let mut worked = std::mem::take(&mut self.sweep) && self.flush_all(signals);
         let count = self.ports.len();
-        let mut worked = false;
         for step in 0..count {
-            worked |= self.burst((self.turn + step) % count);
+            let index = self.turn + step;
+            let index = if index < count { index } else { index - count };
+            worked |= self.burst(index, signals);
         }
         self.turn = (self.turn + 1).checked_rem(count).unwrap_or(0);
+        worked
+    }
+
+    fn flush_all(&mut self, signals: &mut dyn Signals) -> bool {
+        let mut worked = false;
         for port in &mut self.ports {
             worked |= port.has_to_flush();
             port.flush(signals);
@@ -173,6 +180,8 @@ impl Switch {
         for port in &mut self.ports {
             waiting |= port.before_sleep() | port.has_to_flush();
         }
+        // A ring that failed when it was asked has to tell it.
+        self.sweep = true;
         waiting
     }
 
@@ -237,116 +246,6 @@ impl Switch {
 
     fn port_mut(&mut self, name: &str) -> Option<&mut Port> {
         self.index.get(name).and_then(|index| self.ports.get_mut(*index))
-    }
-
-    /// Frames from one port, its transmit queues in turn. True if there were any, or it still pays for earlier ones.
-    fn burst(&mut self, index: usize) -> bool {
-        let Some(port) = self.ports.get_mut(index).filter(|port| port.serves()) else {
-            return false;
-        };
-        let count = port.tx.len();
-        let in_debt = port.debt > 0;
-        let share = BURST_FRAMES.saturating_sub(port.debt);
-        port.debt = port.debt.saturating_sub(BURST_FRAMES);
-        let mut turn = port.tx_turn;
-        let mut spent = 0;
-        // Queues that had nothing are not asked again in this burst.
-        let mut waiting = u64::MAX;
-        let mut asked = 0;
-        while spent < share && asked < count {
-            let place = turn.checked_rem(count).unwrap_or(0);
-            turn = place + 1;
-            if waiting & 1 << place == 0 {
-                asked += 1;
-                continue;
-            }
-            let most = (share - spent).min(BURST_FRAMES.div_ceil(count));
-            let mut cost = 0;
-            while cost < most {
-                match self.step(index, place) {
-                    0 => break,
-                    more => cost += more,
-                }
-            }
-            if cost < most {
-                waiting &= !(1 << place);
-            }
-            asked = 0;
-            spent += cost;
-        }
-        if let Some(port) = self.ports.get_mut(index) {
-            port.tx_turn = turn;
-            port.debt += spent.saturating_sub(share);
-        }
-        spent > 0 || in_debt
-    }
-
-    /// One frame from the transmit queue at a place. What it cost, in frames; 0 if there is none.
-    fn step(&mut self, index: usize, place: usize) -> usize {
-        let Some(Port { tx, tally, .. }) = self.ports.get_mut(index) else {
-            return 0;
-        };
-        let Some(running) = tx.at(place) else { return 0 };
-        let cost = match running.queue.take() {
-            Taken::Nothing => return 0,
-            Taken::Refused { len, refusal } => {
-                running.count(len);
-                tally.traffic.sent(len);
-                tally.drop(refusal.into());
-                1
-            }
-            Taken::Frame(frame) => {
-                running.count(frame.len as u64);
-                tally.traffic.sent(frame.len as u64);
-                self.forward((index, place), &frame)
-            }
-        };
-        if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
-            running.queue.give_back();
-        }
-        cost
-    }
-
-    /// Decides about the frame that a port's transmit queue holds, and delivers it. What it cost, in frames.
-    fn forward(&mut self, (index, place): (usize, usize), frame: &Frame) -> usize {
-        let Some(Port { tx, tally, .. }) = self.ports.get_mut(index) else {
-            return 1;
-        };
-        let (Some(running), Some(rules)) = (tx.at(place), self.policy.rules(index)) else {
-            return 1;
-        };
-        let ingress = Ingress {
-            port: index,
-            rules,
-            policy: &self.policy,
-            packet: &frame.packet,
-            head: running.queue.head(),
-            frame_len: frame.len,
-        };
-        let one;
-        let receivers = match layers::decide(&ingress) {
-            Err(reason) => {
-                tally.drop(reason);
-                return 1;
-            }
-            Ok(Output::Port(port)) => {
-                one = [port];
-                &one[..]
-            }
-            Ok(Output::Flood) => self.policy.members(rules),
-        };
-        for &receiver in receivers.iter().filter(|receiver| **receiver != index) {
-            let Ok([sender, receiver]) = self.ports.get_disjoint_mut([index, receiver]) else {
-                continue;
-            };
-            let Some(running) = sender.tx.at(place) else { break };
-            if !receiver.receive(&running.queue, frame, &self.flows, &mut self.scratch) {
-                running.queue.fail_memory();
-                sender.tally.drop(DropReason::TxMemoryGone);
-                break;
-            }
-        }
-        receivers.len().saturating_mul(frame.offload.packet_count(frame.len))
     }
 }
 

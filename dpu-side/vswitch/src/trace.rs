@@ -7,11 +7,12 @@ use vhost_net_dpu::{
     FRAME_LEN_MAX, HEAD_LEN_MAX, MTU_DEFAULT,
     error::TxRefusal,
     frame_len_max,
-    packet::{self, Fragment, IpAddresses, NetworkLayer, Packet},
+    packet::{Fragment, IpAddresses},
+    record::{Class, Record},
 };
 
 use crate::{
-    layers::{self, Ingress, Output, Verdict},
+    layers::{self, Destination, Ingress, Output, Verdict},
     port::{Gate, Port},
     reason::DropReason,
     switch::Switch,
@@ -90,23 +91,23 @@ impl Switch {
         let mut trace = Trace::default();
         let (verdict, detail) = sending(port);
         trace.step("port", verdict, detail);
-        let packet = match parse(port, frame) {
-            Ok(packet) => packet,
+        let head = frame.get(..HEAD_LEN_MAX).unwrap_or(frame);
+        let record = match parse(port, head, frame.len()) {
+            Ok(record) => record,
             Err(refusal) => {
                 let detail = refusal.to_string();
                 return Some(trace.dropped("parser", name, refusal.into(), detail));
             }
         };
-        trace.step("parser", TraceVerdict::Pass, describe(&packet, frame.len()));
+        trace.step("parser", TraceVerdict::Pass, describe(&record, head));
         let ingress = Ingress {
             port: index,
             rules,
             policy: self.policy(),
-            packet: &packet,
-            head: frame.get(..HEAD_LEN_MAX).unwrap_or(frame),
-            frame_len: frame.len(),
+            record: &record,
+            head,
         };
-        let decided = layers::walk(&ingress, |layer, verdict| match verdict {
+        let decided = layers::walk(&ingress, &mut Destination::default(), |layer, verdict| match verdict {
             Verdict::Continue => trace.step(layer, TraceVerdict::Pass, "nothing against it"),
             Verdict::Deny(reason) => trace.step(layer, TraceVerdict::Drop, reason.name()),
             Verdict::Output(Output::Port(to)) => {
@@ -175,44 +176,44 @@ fn sending(port: &Port) -> (TraceVerdict, &'static str) {
 }
 
 /// The checks that a frame passes before any layer sees it.
-fn parse(port: &Port, frame: &[u8]) -> Result<Packet, TxRefusal> {
-    if frame.len() > FRAME_LEN_MAX {
+fn parse(port: &Port, head: &[u8], len: usize) -> Result<Record, TxRefusal> {
+    if len > FRAME_LEN_MAX {
         return Err(TxRefusal::Oversize);
     }
-    let head = frame.get(..HEAD_LEN_MAX).unwrap_or(frame);
-    let packet = packet::parse(head, frame.len())?;
+    let record = Record::parse(head, len)?;
     let len_max = frame_len_max(port.mtu_in_force().unwrap_or(MTU_DEFAULT));
-    if frame.len() > len_max {
+    if len > len_max {
         return Err(TxRefusal::OverMtu { len_max });
     }
-    Ok(packet)
+    Ok(record)
 }
 
 /// The frame as the parser understood it.
-fn describe(packet: &Packet, len: usize) -> String {
-    let what = match &packet.network {
-        NetworkLayer::Arp => "ARP".to_owned(),
-        NetworkLayer::Other(ethertype) => format!("EtherType 0x{ethertype:04x}"),
-        NetworkLayer::Ip(ip) => {
-            let (version, source, destination) = match ip.addresses {
+fn describe(record: &Record, head: &[u8]) -> String {
+    let what = match (record.class, record.addresses(head)) {
+        (Class::Arp, _) => "ARP".to_owned(),
+        (_, Some(addresses)) => {
+            let (version, source, destination) = match addresses {
                 IpAddresses::V4(source, destination) => (4, source.to_string(), destination.to_string()),
                 IpAddresses::V6(source, destination) => (6, source.to_string(), destination.to_string()),
             };
-            let fragment = match ip.fragment {
+            let fragment = match record.fragment {
                 Fragment::No => "",
                 Fragment::First => ", first fragment",
                 Fragment::Later => ", later fragment",
             };
             format!(
                 "IPv{version} {source} > {destination}, protocol {}{fragment}",
-                ip.protocol
+                record.protocol
             )
         }
+        _ => format!("EtherType 0x{:04x}", record.ethertype),
     };
     format!(
-        "{what}; {} > {}, {len} bytes",
-        mac(packet.source),
-        mac(packet.destination)
+        "{what}; {} > {}, {} bytes",
+        mac(record.source_mac()),
+        mac(record.destination_mac()),
+        record.len
     )
 }
 

@@ -4,7 +4,7 @@
 mod l2;
 mod source_guard;
 
-use vhost_net_dpu::packet::Packet;
+use vhost_net_dpu::record::Record;
 
 use crate::{
     policy::{PolicySet, Rules},
@@ -21,11 +21,9 @@ pub struct Ingress<'a> {
     /// All ports' policy.
     pub policy: &'a PolicySet,
     /// What the frame is.
-    pub packet: &'a Packet,
+    pub record: &'a Record,
     /// Its first bytes, private: all of it, or as many as are inspected.
     pub head: &'a [u8],
-    /// Its whole length in bytes.
-    pub frame_len: usize,
 }
 
 /// A layer's answer.
@@ -48,28 +46,55 @@ pub enum Output {
     Flood,
 }
 
-/// A layer.
-type Layer = fn(&Ingress<'_>) -> Verdict;
-
-/// The order. The guard comes first: nothing after it sees a forged source.
-const LAYERS: [(&str, Layer); 2] = [("source guard", source_guard::decide), ("L2", l2::decide)];
-
-/// Asks the layers.
-pub fn decide(ingress: &Ingress<'_>) -> Result<Output, DropReason> {
-    walk(ingress, |_, _| {})
+/// The last destination that was looked up: a burst is often for one.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination {
+    /// The MAC, as a number.
+    mac: u64,
+    /// The port that has it.
+    port: usize,
 }
 
-/// Asks the layers, and tells what each said.
+impl Default for Destination {
+    fn default() -> Self {
+        Self { mac: u64::MAX, port: 0 }
+    }
+}
+
+/// Asks the layers, in order. `last` is of this port's last frames.
 #[inline]
-pub fn walk(ingress: &Ingress<'_>, mut told: impl FnMut(&'static str, Verdict)) -> Result<Output, DropReason> {
-    for (name, layer) in LAYERS {
-        let verdict = layer(ingress);
-        told(name, verdict);
-        match verdict {
-            Verdict::Continue => {}
-            Verdict::Deny(reason) => return Err(reason),
-            Verdict::Output(output) => return Ok(output),
+pub fn decide(ingress: &Ingress<'_>, last: &mut Destination) -> Result<Output, DropReason> {
+    walk(ingress, last, |_, _| {})
+}
+
+/// Asks the layers, and tells what each said. The guard comes first: nothing after it sees a forged source.
+#[inline]
+pub fn walk(
+    ingress: &Ingress<'_>,
+    last: &mut Destination,
+    mut told: impl FnMut(&'static str, Verdict),
+) -> Result<Output, DropReason> {
+    let verdict = source_guard::decide(ingress);
+    told("source guard", verdict);
+    if let Verdict::Deny(reason) = verdict {
+        return Err(reason);
+    }
+    if ingress.record.destination == last.mac {
+        return Ok(Output::Port(last.port));
+    }
+    let verdict = l2::decide(ingress);
+    told("L2", verdict);
+    match verdict {
+        Verdict::Continue => Err(DropReason::UnknownDestination),
+        Verdict::Deny(reason) => Err(reason),
+        Verdict::Output(output) => {
+            if let Output::Port(port) = output {
+                *last = Destination {
+                    mac: ingress.record.destination,
+                    port,
+                };
+            }
+            Ok(output)
         }
     }
-    Err(DropReason::UnknownDestination)
 }

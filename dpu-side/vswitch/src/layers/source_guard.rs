@@ -13,7 +13,7 @@ mod ip;
 mod nd;
 
 use outboard_controls::{Check, on};
-use vhost_net_dpu::packet::NetworkLayer;
+use vhost_net_dpu::record::Class;
 
 use super::{Ingress, Verdict};
 use crate::reason::DropReason;
@@ -21,6 +21,7 @@ use crate::reason::DropReason;
 /// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad, and what came before 802.1ad.
 const VLAN_ETHERTYPES: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
+#[inline]
 pub(super) fn decide(ingress: &Ingress<'_>) -> Verdict {
     if !on(Check::SourceGuard) {
         return Verdict::Continue;
@@ -31,14 +32,16 @@ pub(super) fn decide(ingress: &Ingress<'_>) -> Verdict {
     }
 }
 
+#[inline]
 fn check(ingress: &Ingress<'_>) -> Result<(), DropReason> {
-    if ingress.packet.source != ingress.rules.mac {
+    if ingress.record.source != ingress.rules.mac_number {
         return Err(DropReason::SpoofedMac);
     }
-    match &ingress.packet.network {
-        NetworkLayer::Arp => arp::check(ingress),
-        NetworkLayer::Ip(packet) => ip::check(ingress, packet),
-        NetworkLayer::Other(ethertype) if VLAN_ETHERTYPES.contains(ethertype) => Err(DropReason::VlanTagged),
-        NetworkLayer::Other(_) => Err(DropReason::UnknownEthertype),
+    match ingress.record.class {
+        Class::Ipv4 => ip::check_v4(ingress),
+        Class::Ipv6 => ip::check_v6(ingress),
+        Class::Arp => arp::check(ingress),
+        Class::Other if VLAN_ETHERTYPES.contains(&ingress.record.ethertype) => Err(DropReason::VlanTagged),
+        Class::Other | Class::Refused => Err(DropReason::UnknownEthertype),
     }
 }

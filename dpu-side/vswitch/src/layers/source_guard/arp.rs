@@ -21,7 +21,7 @@ pub(super) fn check(ingress: &Ingress<'_>) -> Result<(), DropReason> {
         .get(ETHERNET_HEADER_LEN..)
         .and_then(|rest| rest.first_chunk::<ARP_LEN>());
     let message = message
-        .filter(|_| ingress.frame_len <= HEAD_LEN_MAX)
+        .filter(|_| ingress.record.len as usize <= HEAD_LEN_MAX)
         .ok_or(DropReason::MalformedArp)?;
     let [t0, t1, t2, t3, t4, t5, o0, o1, rest @ ..] = *message;
     let [h0, h1, h2, h3, h4, h5, s0, s1, s2, s3, _, _, _, _, _, _, d0, d1, d2, d3] = rest;

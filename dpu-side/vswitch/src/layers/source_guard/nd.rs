@@ -4,7 +4,7 @@
 
 use std::net::Ipv6Addr;
 
-use vhost_net_dpu::packet::{Fragment, IpAddresses, IpPacket};
+use vhost_net_dpu::packet::Fragment;
 
 use super::Ingress;
 use crate::reason::DropReason;
@@ -28,14 +28,17 @@ const ROUTER_OPTIONS_OFFSET: usize = 8;
 const SOURCE_LINK_LAYER: u8 = 1;
 const TARGET_LINK_LAYER: u8 = 2;
 
-/// Checks an ICMPv6 packet that is whole or a first fragment. `own`: its source is the port's.
-pub(super) fn check(ingress: &Ingress<'_>, packet: &IpPacket, own: bool) -> Result<(), DropReason> {
-    let transport = ingress.head.get(packet.transport_offset..).unwrap_or_default();
+/// Checks an ICMPv6 packet that is whole or a first fragment, from `source` to `destination`. `own`: its source is the
+/// port's.
+pub(super) fn check(
+    ingress: &Ingress<'_>,
+    (source, destination): (Ipv6Addr, Ipv6Addr),
+    own: bool,
+) -> Result<(), DropReason> {
+    let record = ingress.record;
+    let transport = record.transport(ingress.head);
     let kind = *transport.first().ok_or(DropReason::MalformedIpv6)?;
-    let IpAddresses::V6(source, destination) = packet.addresses else {
-        return Err(DropReason::SpoofedIpv6);
-    };
-    let unsourced = source.is_unspecified() && packet.fragment == Fragment::No && destination.is_multicast();
+    let unsourced = source.is_unspecified() && record.fragment == Fragment::No && destination.is_multicast();
     let may_be_unsourced = matches!(
         kind,
         ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | LISTENER_REPORT | LISTENER_DONE | LISTENER_REPORT_V2
@@ -46,14 +49,14 @@ pub(super) fn check(ingress: &Ingress<'_>, packet: &IpPacket, own: bool) -> Resu
     if !(ROUTER_SOLICITATION..=REDIRECT).contains(&kind) {
         return Ok(());
     }
-    if packet.fragment != Fragment::No || packet.hop_limit != HOP_LIMIT {
+    if record.fragment != Fragment::No || record.hop_limit != HOP_LIMIT {
         return Err(DropReason::MalformedNd);
     }
     if matches!(kind, ROUTER_ADVERTISEMENT | REDIRECT) {
         return Err(DropReason::RouterMessage);
     }
     let message = transport
-        .get(..packet.transport_len)
+        .get(..usize::from(record.transport_len))
         .ok_or(DropReason::HeadersTooLong)?;
     check_message(ingress, kind, message, !own)
 }
