@@ -1,0 +1,606 @@
+//! Making a policy, and the next one out of a policy and what changed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use crate::{
+    AddressSet, Group, Name, Policy, PolicyError, Port, RuleName, Spec,
+    group::{Compiled, PeerName, rule_name},
+    limits,
+    members::Members,
+    policy::{Bound, CompiledPort, CompiledSet, Filter, GroupId, NetworkId, PeerId},
+};
+
+/// One object added, replaced or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A group, new or in place of the one of its name.
+    PutGroup(Arc<Group>),
+    /// The group of that name is gone. Nothing may refer to it then.
+    RemoveGroup(Name),
+    /// An address set, new or in place of the one of its name.
+    PutAddressSet(Arc<AddressSet>),
+    /// The address set of that name is gone. Nothing may refer to it then.
+    RemoveAddressSet(Name),
+    /// A port, new or in place of the one of its name.
+    PutPort(Arc<Port>),
+    /// The port of that name is gone.
+    RemovePort(Name),
+}
+
+impl Policy {
+    /// Compiles a specification. A port's number is its place in it.
+    ///
+    /// # Errors
+    /// See [`PolicyError`].
+    pub fn compile(spec: &Spec) -> Result<Self, PolicyError> {
+        Self::default().follow(spec)
+    }
+
+    /// The policy after `changes`, which take effect together: only what they lead to has to make sense. Of several
+    /// changes of one object the last one counts, and removing what is not there changes nothing.
+    ///
+    /// # Errors
+    /// See [`PolicyError`]; this policy stays as it is in any case.
+    pub fn update(&self, changes: &[Change]) -> Result<Self, PolicyError> {
+        let mut last = HashMap::new();
+        for (place, change) in changes.iter().enumerate() {
+            last.insert(change.object(), place);
+        }
+        let effective = changes.iter().enumerate();
+        let effective = effective.filter(|(place, change)| last.get(&change.object()) == Some(place));
+        Draft::of(self).apply(effective.map(|(_, change)| change))
+    }
+
+    /// The policy of `spec`, made out of this one: what is the same is not compiled again.
+    ///
+    /// # Errors
+    /// See [`PolicyError`]; this policy stays as it is in any case.
+    pub fn follow(&self, spec: &Spec) -> Result<Self, PolicyError> {
+        let groups = names("group", spec.groups.iter().map(|group| &group.name))?;
+        let sets = names("address set", spec.address_sets.iter().map(|set| &set.name))?;
+        let ports = names("port", spec.ports.iter().map(|port| &port.name))?;
+        let mut changes = Vec::new();
+        for group in &spec.groups {
+            if !self
+                .groups
+                .by_key(&group.name)
+                .is_some_and(|(_, old)| same(&old.source, group))
+            {
+                changes.push(Change::PutGroup(group.clone()));
+            }
+        }
+        for set in &spec.address_sets {
+            if !self
+                .sets
+                .by_key(&set.name)
+                .is_some_and(|(_, old)| same(&old.source, set))
+            {
+                changes.push(Change::PutAddressSet(set.clone()));
+            }
+        }
+        for port in &spec.ports {
+            if !self
+                .ports
+                .by_key(&port.name)
+                .is_some_and(|(_, old)| same(&old.source, port))
+            {
+                changes.push(Change::PutPort(port.clone()));
+            }
+        }
+        let gone = |name: &&Name, kept: &HashSet<&Name>| !kept.contains(name);
+        let removed = self.groups.keys().filter(|name| gone(name, &groups)).cloned();
+        changes.extend(removed.map(Change::RemoveGroup));
+        let removed = self.sets.keys().filter(|name| gone(name, &sets)).cloned();
+        changes.extend(removed.map(Change::RemoveAddressSet));
+        let removed = self.ports.keys().filter(|name| gone(name, &ports)).cloned();
+        changes.extend(removed.map(Change::RemovePort));
+        Draft::of(self).apply(changes.iter())
+    }
+}
+
+/// Equal: looked at only where they are not one and the same.
+fn same<T: PartialEq>(one: &Arc<T>, other: &Arc<T>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
+}
+
+fn names<'a>(kind: &'static str, names: impl Iterator<Item = &'a Name>) -> Result<HashSet<&'a Name>, PolicyError> {
+    let mut all = HashSet::new();
+    for name in names {
+        if !all.insert(name) {
+            return Err(PolicyError::Twice {
+                kind,
+                name: name.clone(),
+            });
+        }
+    }
+    Ok(all)
+}
+
+impl Change {
+    fn object(&self) -> (&'static str, &str) {
+        match self {
+            Self::PutGroup(group) => ("group", &group.name),
+            Self::RemoveGroup(name) => ("group", name),
+            Self::PutAddressSet(set) => ("address set", &set.name),
+            Self::RemoveAddressSet(name) => ("address set", name),
+            Self::PutPort(port) => ("port", &port.name),
+            Self::RemovePort(name) => ("port", name),
+        }
+    }
+}
+
+/// A policy in the making.
+struct Draft {
+    next: Policy,
+    /// Groups whose rules mean something else now, and removed ones.
+    changed_groups: HashSet<GroupId>,
+    removed_groups: HashSet<GroupId>,
+    removed_sets: bool,
+    /// Addresses that are others now.
+    changed_peers: HashSet<PeerId>,
+    /// Groups in networks in which ports came, went or changed their addresses.
+    touched: HashSet<(NetworkId, GroupId)>,
+    /// Ports were removed, or have other groups or another network now.
+    regrouped: bool,
+}
+
+impl Draft {
+    fn of(policy: &Policy) -> Self {
+        let mut next = policy.clone();
+        next.version += 1;
+        Self {
+            next,
+            changed_groups: HashSet::new(),
+            removed_groups: HashSet::new(),
+            removed_sets: false,
+            changed_peers: HashSet::new(),
+            touched: HashSet::new(),
+            regrouped: false,
+        }
+    }
+
+    /// One change of each object at most.
+    fn apply<'a>(mut self, changes: impl Iterator<Item = &'a Change> + Clone) -> Result<Policy, PolicyError> {
+        // What ports refer to comes first; and numbers of what goes are not given to what comes.
+        let (mut puts, mut removals) = (Vec::new(), Vec::new());
+        for change in changes {
+            match change {
+                Change::PutGroup(group) => self.put_group(group)?,
+                Change::PutAddressSet(set) => self.put_set(set)?,
+                Change::PutPort(port) => puts.push(port),
+                _ => removals.push(change),
+            }
+        }
+        for port in puts {
+            self.put_port(port)?;
+        }
+        for removal in removals {
+            self.remove(removal);
+        }
+        self.check_references()?;
+        self.check_sizes()?;
+        self.bind();
+        self.find_members();
+        self.bring_peers();
+        self.check_peers()?;
+        self.raise_epochs();
+        Ok(self.next)
+    }
+
+    fn put_group(&mut self, group: &Arc<Group>) -> Result<(), PolicyError> {
+        check_name("group", &group.name)?;
+        let compiled = Arc::new(Compiled::new(group)?);
+        let former = self.next.groups.by_key(&group.name);
+        // With equal results the former numbers, addresses and epochs hold; only what people are shown is new.
+        let same = former.is_some_and(|(_, former)| former.same_result(&compiled));
+        let id = self.next.groups.put(group.name.clone(), compiled);
+        if !same {
+            self.changed_groups.insert(id);
+        }
+        Ok(())
+    }
+
+    fn put_set(&mut self, set: &Arc<AddressSet>) -> Result<(), PolicyError> {
+        check_name("address set", &set.name)?;
+        if set.entries.len() > limits::ADDRESS_SET_ENTRIES_MAX {
+            return Err(PolicyError::TooMany {
+                of: format!("address set '{}' has", set.name),
+                count: set.entries.len(),
+                what: "entries",
+                max: limits::ADDRESS_SET_ENTRIES_MAX,
+                remedy: "write neighbouring addresses as ranges, or divide the set",
+            });
+        }
+        let mut members = Arc::new(Members::of_ranges(set.entries.iter()));
+        let former = self.next.sets.by_key(&set.name);
+        let unchanged = former.filter(|(_, former)| former.members == members);
+        if let Some((_, former)) = unchanged {
+            members = former.members.clone();
+        }
+        let same = unchanged.is_some();
+        let source = set.clone();
+        let id = self
+            .next
+            .sets
+            .put(set.name.clone(), Arc::new(CompiledSet { source, members }));
+        if !same {
+            self.changed_peers.insert(PeerId::AddressSet(id));
+        }
+        Ok(())
+    }
+
+    fn put_port(&mut self, port: &Arc<Port>) -> Result<(), PolicyError> {
+        check_name("port", &port.name)?;
+        check_name("network", &port.network)?;
+        if port.addresses.len() > limits::ADDRESSES_PER_PORT_MAX {
+            return Err(PolicyError::TooMany {
+                of: format!("port '{}' has", port.name),
+                count: port.addresses.len(),
+                what: "addresses",
+                max: limits::ADDRESSES_PER_PORT_MAX,
+                remedy: "take some away",
+            });
+        }
+        let network = match self.next.networks.id(&port.network) {
+            Some(network) => network,
+            None => self.next.networks.put(port.network.clone(), ()),
+        };
+        let groups = port
+            .groups
+            .as_ref()
+            .map(|names| self.groups_of(port, names))
+            .transpose()?;
+        let former = self.next.ports.by_key(&port.name).map(|(_, former)| former.clone());
+        let same_groups = former.as_ref().is_some_and(|former| {
+            former.network == network && former.filter.as_ref().map(|filter| &filter.groups) == groups.as_ref()
+        });
+        let same_addresses = former.as_ref().is_some_and(|f| f.source.addresses == port.addresses);
+        if !(same_groups && same_addresses) {
+            if let Some(former) = &former {
+                self.touch(former);
+            }
+            let groups = groups.iter().flatten();
+            self.touched.extend(groups.map(|group| (network, *group)));
+        }
+        self.regrouped |= !same_groups;
+        let epoch = match &former {
+            Some(former) if same_groups => former.epoch,
+            _ => self.next.version,
+        };
+        let filter = groups.map(|groups| Filter {
+            bound: groups.iter().map(|group| self.bound(network, *group)).collect(),
+            groups,
+        });
+        let source = port.clone();
+        let compiled = CompiledPort {
+            source,
+            network,
+            filter,
+            epoch,
+        };
+        self.next.ports.put(port.name.clone(), Arc::new(compiled));
+        Ok(())
+    }
+
+    fn groups_of(&self, port: &Port, names: &[Name]) -> Result<Box<[GroupId]>, PolicyError> {
+        if names.len() > limits::GROUPS_PER_PORT_MAX {
+            return Err(PolicyError::TooMany {
+                of: format!("port '{}' has", port.name),
+                count: names.len(),
+                what: "groups",
+                max: limits::GROUPS_PER_PORT_MAX,
+                remedy: "merge groups",
+            });
+        }
+        let mut groups = Vec::with_capacity(names.len());
+        for name in names {
+            let id = self.next.groups.id(name).ok_or_else(|| PolicyError::NoSuchGroup {
+                port: port.name.clone(),
+                group: name.clone(),
+            })?;
+            if !groups.contains(&id) {
+                groups.push(id);
+            }
+        }
+        Ok(groups.into())
+    }
+
+    /// The number of a group in a network.
+    fn bound(&mut self, network: NetworkId, group: GroupId) -> u32 {
+        let known = self.next.bound.id(&(network, group));
+        match (known, self.next.groups.get(group)) {
+            (None, Some(compiled)) => {
+                let bound = Bound {
+                    network,
+                    group,
+                    compiled: compiled.clone(),
+                    peers: Box::default(),
+                    members: Box::default(),
+                    epoch: 0,
+                };
+                self.next.bound.put((network, group), Arc::new(bound))
+            }
+            (known, _) => known.unwrap_or(u32::MAX),
+        }
+    }
+
+    fn touch(&mut self, port: &CompiledPort) {
+        let groups = port.groups().iter();
+        self.touched.extend(groups.map(|group| (port.network, *group)));
+    }
+
+    fn remove(&mut self, change: &Change) {
+        match change {
+            Change::RemoveGroup(name) => {
+                if let Some((id, _)) = self.next.groups.remove(name) {
+                    self.removed_groups.insert(id);
+                }
+            }
+            Change::RemoveAddressSet(name) => self.removed_sets |= self.next.sets.remove(name).is_some(),
+            Change::RemovePort(name) => {
+                if let Some((_, port)) = self.next.ports.remove(name) {
+                    self.touch(&port);
+                    self.regrouped = true;
+                }
+            }
+            Change::PutGroup(_) | Change::PutAddressSet(_) | Change::PutPort(_) => {}
+        }
+    }
+
+    /// Whatever is named must be there.
+    fn check_references(&self) -> Result<(), PolicyError> {
+        let next = &self.next;
+        if !self.removed_groups.is_empty() {
+            for (_, port) in next.ports.iter() {
+                if let Some(place) = port.groups().iter().position(|id| self.removed_groups.contains(id)) {
+                    let mut named = Vec::<&Name>::new();
+                    for name in port.source.groups.iter().flatten() {
+                        if !named.contains(&name) {
+                            named.push(name);
+                        }
+                    }
+                    return Err(PolicyError::NoSuchGroup {
+                        port: port.source.name.clone(),
+                        group: named.get(place).copied().cloned().unwrap_or_else(|| Name::from("")),
+                    });
+                }
+            }
+        }
+        let all = self.removed_sets || !self.removed_groups.is_empty();
+        for (id, group) in next.groups.iter() {
+            if !all && !self.changed_groups.contains(&id) {
+                continue;
+            }
+            for peer in &group.peers {
+                let (there, kind, name) = match peer {
+                    PeerName::Group(name) => (next.groups.id(name).is_some(), "group", name),
+                    PeerName::AddressSet(name) => (next.sets.id(name).is_some(), "address set", name),
+                };
+                if !there {
+                    return Err(PolicyError::NoSuchPeer {
+                        rule: RuleName(naming(&group.source, peer)),
+                        kind,
+                        peer: name.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<(), PolicyError> {
+        let next = &self.next;
+        let rules = next.groups.iter().map(|(_, group)| group.source.rules.len()).sum();
+        for (count, what, max) in [
+            (next.groups.len(), "groups", limits::GROUPS_MAX),
+            (next.sets.len(), "address sets", limits::ADDRESS_SETS_MAX),
+            (next.ports.len(), "ports", limits::PORTS_MAX),
+            (rules, "rules in all groups", limits::RULES_MAX),
+        ] {
+            if count > max {
+                return Err(PolicyError::TooMany {
+                    of: "there are".into(),
+                    count,
+                    what,
+                    max,
+                    remedy: "remove those that are not used, or place ports on another card",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets groups in networks, and networks, that no port has any more.
+    fn bind(&mut self) {
+        if !self.regrouped {
+            return;
+        }
+        let next = &mut self.next;
+        let mut used = vec![false; next.bound.end()];
+        let mut inhabited = vec![false; next.networks.end()];
+        for (_, port) in next.ports.iter() {
+            mark(&mut inhabited, port.network);
+            for id in port.filter.iter().flat_map(|filter| &filter.bound) {
+                mark(&mut used, *id);
+            }
+        }
+        let unused = next.bound.iter().filter(|(id, _)| !marked(&used, *id));
+        let unused: Vec<_> = unused.map(|(_, bound)| (bound.network, bound.group)).collect();
+        for key in unused {
+            next.bound.remove(&key);
+        }
+        let empty = next.networks.keys();
+        let empty: Vec<_> = empty
+            .filter(|name| next.networks.id(name).is_some_and(|id| !marked(&inhabited, id)))
+            .cloned()
+            .collect();
+        for name in empty {
+            next.networks.remove(&name);
+        }
+    }
+
+    /// Brings the addresses of groups that rules name up to date.
+    fn find_members(&mut self) {
+        let next = &self.next;
+        let mut wanted: HashSet<(NetworkId, GroupId)> = HashSet::new();
+        if self.regrouped || !self.changed_groups.is_empty() {
+            for (_, bound) in next.bound.iter() {
+                let Some(group) = next.groups.get(bound.group) else {
+                    continue;
+                };
+                for peer in &group.peers {
+                    if let PeerName::Group(name) = peer
+                        && let Some(id) = next.groups.id(name)
+                    {
+                        wanted.insert((bound.network, id));
+                    }
+                }
+            }
+            if next.remote.keys().any(|key| !wanted.contains(key)) {
+                let mut remote = HashMap::clone(&next.remote);
+                remote.retain(|key, _| wanted.contains(key));
+                self.next.remote = Arc::new(remote);
+            }
+            let (remote, touched) = (&self.next.remote, &self.touched);
+            wanted.retain(|key| touched.contains(key) || !remote.contains_key(key));
+        } else {
+            wanted.extend(self.touched.iter().filter(|key| next.remote.contains_key(key)));
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let mut is_wanted = vec![false; self.next.groups.end()];
+        let mut addresses: HashMap<_, Vec<_>> = HashMap::new();
+        for key in wanted {
+            mark(&mut is_wanted, key.1);
+            addresses.insert(key, Vec::new());
+        }
+        for (_, port) in self.next.ports.iter() {
+            for group in port.groups().iter().filter(|group| marked(&is_wanted, **group)) {
+                if let Some(found) = addresses.get_mut(&(port.network, *group)) {
+                    found.extend(&port.source.addresses);
+                }
+            }
+        }
+        let mut remote = HashMap::clone(&self.next.remote);
+        for (key, addresses) in addresses {
+            let members = Members::of_addresses(addresses.into_iter());
+            if remote.get(&key).is_none_or(|former| **former != members) {
+                remote.insert(key, Arc::new(members));
+                self.changed_peers.insert(PeerId::Group(key.0, key.1));
+            }
+        }
+        self.next.remote = Arc::new(remote);
+    }
+
+    /// Gives the groups in networks what changed of their rules and of the addresses that these name.
+    fn bring_peers(&mut self) {
+        let next = &mut self.next;
+        let stale = next.bound.iter().filter(|(_, bound)| {
+            bound.epoch == 0
+                || self.changed_groups.contains(&bound.group)
+                || bound.peers.iter().any(|peer| self.changed_peers.contains(peer))
+        });
+        let stale: Vec<u32> = stale.map(|(id, _)| id).collect();
+        for id in stale {
+            let Some(bound) = next.bound.get(id) else { continue };
+            let Some(compiled) = next.groups.get(bound.group) else {
+                continue;
+            };
+            let (mut peers, mut members) = (Vec::new(), Vec::new());
+            for peer in &compiled.peers {
+                let (id, addresses) = match peer {
+                    PeerName::Group(name) => {
+                        let group = next.groups.id(name).unwrap_or(u32::MAX);
+                        let found = next.remote.get(&(bound.network, group)).cloned();
+                        (PeerId::Group(bound.network, group), found)
+                    }
+                    PeerName::AddressSet(name) => {
+                        let set = next.sets.by_key(name);
+                        let found = set.map(|(_, set)| set.members.clone());
+                        (PeerId::AddressSet(set.map_or(u32::MAX, |(id, _)| id)), found)
+                    }
+                };
+                peers.push(id);
+                members.push(addresses.unwrap_or_default());
+            }
+            let fresh = Bound {
+                network: bound.network,
+                group: bound.group,
+                compiled: compiled.clone(),
+                peers: peers.into(),
+                members: members.into(),
+                epoch: next.version,
+            };
+            if let Some(place) = next.bound.get_mut(id) {
+                *place = Arc::new(fresh);
+            }
+        }
+    }
+
+    fn check_peers(&self) -> Result<(), PolicyError> {
+        if !self.regrouped && self.changed_groups.is_empty() {
+            return Ok(());
+        }
+        for (_, port) in self.next.ports.iter() {
+            let groups = port.groups().iter().filter_map(|id| self.next.groups.get(*id));
+            let count = groups.map(|group| group.peers.len()).sum();
+            if count > limits::PEERS_PER_PORT_MAX {
+                return Err(PolicyError::TooMany {
+                    of: format!("the rules of port '{}' name", port.source.name),
+                    count,
+                    what: "groups and address sets",
+                    max: limits::PEERS_PER_PORT_MAX,
+                    remedy: "take groups from the port, or put the addresses of several sets into one",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn raise_epochs(&mut self) {
+        let next = &mut self.next;
+        let mut epochs = vec![0; next.ports.end()];
+        for (id, port) in next.ports.iter() {
+            let groups = port.filter.iter().flat_map(|filter| &filter.bound);
+            let groups = groups.filter_map(|id| next.bound.get(*id)).map(|bound| bound.epoch);
+            if let Some(epoch) = epochs.get_mut(id as usize) {
+                *epoch = groups.fold(port.epoch, u64::max);
+            }
+        }
+        next.epochs = epochs;
+    }
+}
+
+fn mark(marks: &mut [bool], id: u32) {
+    if let Some(mark) = marks.get_mut(id as usize) {
+        *mark = true;
+    }
+}
+
+fn marked(marks: &[bool], id: u32) -> bool {
+    marks.get(id as usize) == Some(&true)
+}
+
+fn check_name(kind: &'static str, name: &Name) -> Result<(), PolicyError> {
+    if name.is_empty() || name.len() > limits::NAME_LEN_MAX {
+        return Err(PolicyError::BadName {
+            kind,
+            name: name.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The first rule of a group that names the peer.
+fn naming(group: &Group, peer: &PeerName) -> String {
+    let rule = group.rules.iter().find(|rule| match (&rule.peer, peer) {
+        (crate::Peer::Group(name), PeerName::Group(peer))
+        | (crate::Peer::AddressSet(name), PeerName::AddressSet(peer)) => name == peer,
+        _ => false,
+    });
+    rule.map_or_else(|| group.name.to_string(), |rule| rule_name(group, rule))
+}
