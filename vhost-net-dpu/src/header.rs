@@ -47,6 +47,7 @@ pub struct NetHeader {
 
 impl NetHeader {
     /// Takes the fields out of the header's bytes.
+    #[inline]
     pub fn parse(bytes: &[u8; HEADER_LEN]) -> Self {
         let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1] = *bytes;
         Self {
@@ -60,7 +61,14 @@ impl NetHeader {
         }
     }
 
+    /// Does the sender leave anything to us? Flags that the device does not know are ignored (virtio 1.3 §5.1.6.2.2).
+    #[inline]
+    pub fn asks_for_work(&self) -> bool {
+        self.flags & NEEDS_CSUM != 0 || self.gso_type != GSO_NONE
+    }
+
     /// The header's bytes.
+    #[inline]
     pub fn to_bytes(self) -> [u8; HEADER_LEN] {
         let [h0, h1] = self.hdr_len.to_le_bytes();
         let [g0, g1] = self.gso_size.to_le_bytes();

@@ -98,6 +98,7 @@ impl Queue {
         self.frame_len_max = frame_len_max(told.unwrap_or(MTU_DEFAULT));
     }
 
+    #[inline]
     pub(crate) fn pop(&mut self, chain: &mut Chain) -> bool {
         self.ring.pop(chain).unwrap_or_else(|error| {
             self.failure = Some(error.into());
@@ -105,6 +106,24 @@ impl Queue {
         })
     }
 
+    /// Takes as many chains as there are and `chains` has room for: how many.
+    pub(crate) fn pop_burst(&mut self, chains: &mut [Chain]) -> usize {
+        let (count, failure) = self.ring.pop_burst(chains);
+        if let Some(error) = failure {
+            self.failure = Some(error.into());
+        }
+        count
+    }
+
+    /// Gives back chains that were only read.
+    pub(crate) fn push_burst(&mut self, chains: &[Chain]) {
+        self.staged |= !chains.is_empty();
+        if let Err(error) = self.ring.push_used_burst(chains) {
+            self.fail(error);
+        }
+    }
+
+    #[inline]
     pub(crate) fn push(&mut self, chain: &Chain, len: u32) {
         self.staged = true;
         if let Err(error) = self.ring.push_used(chain, len) {

@@ -11,7 +11,7 @@ use crate::{
     packet::{
         ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment, IP_PROTOCOL_ICMP,
         IP_PROTOCOL_ICMPV6, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet, ParseError,
-        parse,
+        TCP_HEADER_LEN_MIN, UDP_HEADER_LEN, parse,
     },
 };
 
@@ -20,6 +20,11 @@ const IPV4_SOURCE: usize = ETHERNET_HEADER_LEN + 12;
 const IPV4_DESTINATION: usize = ETHERNET_HEADER_LEN + 16;
 const IPV6_SOURCE: usize = ETHERNET_HEADER_LEN + 8;
 const IPV6_DESTINATION: usize = ETHERNET_HEADER_LEN + 24;
+/// Where the transport header is after a header without options, from the start of the frame.
+const IPV4_TRANSPORT: usize = ETHERNET_HEADER_LEN + 20;
+const IPV6_TRANSPORT: usize = ETHERNET_HEADER_LEN + 40;
+/// Of IPv4's flags and offset, what only fragments have: more to come, or an offset.
+const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 /// Where TCP has its flags, from the start of its header.
 const TCP_FLAGS: usize = 13;
 
@@ -134,6 +139,82 @@ impl Record {
         Ok(Self::of(&parse(head, frame_len)?, head, frame_len))
     }
 
+    /// The same in place. It is not as it was afterwards, whether or not the frame is in order.
+    ///
+    /// # Errors
+    /// As for [`Record::parse`].
+    #[inline]
+    pub(crate) fn fill(&mut self, head: &[u8], frame_len: usize) -> Result<(), ParseError> {
+        if self.fill_plain(head, frame_len) {
+            return Ok(());
+        }
+        *self = Self::parse(head, frame_len)?;
+        Ok(())
+    }
+
+    /// The same for what most frames are: TCP or UDP, straight after an IPv4 header without options or IPv6's, and whole.
+    /// False if the frame is anything else, or not in order.
+    #[inline]
+    fn fill_plain(&mut self, head: &[u8], frame_len: usize) -> bool {
+        // Ethernet, IPv4 and UDP at least.
+        let Some(start) = head.first_chunk::<42>() else {
+            return false;
+        };
+        let destination = be64(start, 0) >> 16;
+        // The EtherType follows.
+        let source = be64(start, 6);
+        let [.., t0, t1] = source.to_be_bytes();
+        let (class, protocol, hop_limit, transport_offset, end) = match u16::from_be_bytes([t0, t1]) {
+            ETHERTYPE_IPV4 if start[14] == 0x45 && be16(start, 20) & IPV4_FRAGMENT_MASK == 0 => {
+                let end = ETHERNET_HEADER_LEN + usize::from(be16(start, 16));
+                (Class::Ipv4, start[23], start[22], IPV4_TRANSPORT, end)
+            }
+            ETHERTYPE_IPV6 if start[14] >> 4 == 6 => {
+                let end = IPV6_TRANSPORT + usize::from(be16(start, 18));
+                (Class::Ipv6, start[20], start[21], IPV6_TRANSPORT, end)
+            }
+            _ => return false,
+        };
+        let header_len = match protocol {
+            IP_PROTOCOL_TCP => TCP_HEADER_LEN_MIN,
+            IP_PROTOCOL_UDP => UDP_HEADER_LEN,
+            _ => return false,
+        };
+        let (Some(transport), true) = (
+            head.get(transport_offset..)
+                .and_then(|rest| rest.first_chunk::<UDP_HEADER_LEN>()),
+            end >= transport_offset + header_len && end <= frame_len,
+        ) else {
+            return false;
+        };
+        let [s0, s1, d0, d1, ..] = *transport;
+        let tcp_flags = match protocol {
+            IP_PROTOCOL_TCP => head.get(transport_offset + TCP_FLAGS).copied().unwrap_or(0),
+            _ => 0,
+        };
+        *self = Self {
+            destination,
+            source: source >> 16,
+            len: u32::try_from(frame_len).unwrap_or(u32::MAX),
+            datagram: 0,
+            ethertype: u16::from_be_bytes([t0, t1]),
+            // Both are below 2^16, as the lengths they come from are.
+            transport_offset: u16::try_from(transport_offset).unwrap_or(u16::MAX),
+            transport_len: u16::try_from(end - transport_offset).unwrap_or(u16::MAX),
+            source_port: u16::from_be_bytes([s0, s1]),
+            destination_port: u16::from_be_bytes([d0, d1]),
+            class,
+            protocol,
+            hop_limit,
+            fragment: Fragment::No,
+            tcp_flags,
+            routed: false,
+            work: Work::None,
+            header: NetHeader::default(),
+        };
+        true
+    }
+
     /// Of a frame that parsed as `packet`.
     pub(crate) fn of(packet: &Packet, head: &[u8], frame_len: usize) -> Self {
         let mut record = Self {
@@ -242,10 +323,16 @@ impl Record {
         })
     }
 
+    /// Is it one large segment or datagram, to be cut?
+    #[inline]
+    pub fn is_cut(&self) -> bool {
+        self.work == Work::Segments
+    }
+
     /// Packets it is cut into for a receiver that takes none larger than its MTU.
     #[inline]
     pub fn packet_count(&self) -> usize {
-        if self.work != Work::Segments {
+        if !self.is_cut() {
             return 1;
         }
         let payload_len = (self.len as usize).saturating_sub(self.header.hdr_len.into());
@@ -352,6 +439,16 @@ pub const fn mac_number([a, b, c, d, e, f]: [u8; 6]) -> u64 {
 pub const fn mac_bytes(number: u64) -> [u8; 6] {
     let [_, _, a, b, c, d, e, f] = number.to_be_bytes();
     [a, b, c, d, e, f]
+}
+
+#[inline]
+fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[inline]
+fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    u64::from_be_bytes(std::array::from_fn(|n| bytes[at + n]))
 }
 
 /// Has an ICMP message of this type an identifier (RFC 792, RFC 4443 §4)?

@@ -79,6 +79,7 @@ impl RxQueue {
     ///
     /// # Errors
     /// Why the frame is dropped.
+    #[inline]
     pub fn give(&mut self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Result<(), RxDrop> {
         if self.queue.broken() {
             return Err(RxDrop::Broken);
@@ -92,7 +93,10 @@ impl RxQueue {
         }
         let count = self.reserve(total)?;
         let num_buffers = u16::try_from(count).unwrap_or(u16::MAX);
-        if let Err(drop) = self.write(NetHeader { num_buffers, ..header }, head, payload) {
+        let header = NetHeader { num_buffers, ..header };
+        if !(count == 1 && self.write_whole(header, head, payload).is_some())
+            && let Err(drop) = self.write(header, head, payload)
+        {
             self.queue.log_writes(self.chains.iter().take(count));
             self.queue.ring.unpop(num_buffers);
             return Err(drop);
@@ -107,7 +111,36 @@ impl RxQueue {
         Ok(())
     }
 
+    /// Writes a frame into the first buffer, which has room for it, if that is one piece of memory and the payload is one
+    /// too. `None` if it has to be done piece by piece, or memory is gone.
+    #[inline]
+    fn write_whole(&self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Option<()> {
+        let own = self.queue.ring.memory();
+        let bytes = self.chains.first()?.only_writable(own)?;
+        let rest = bytes.part(HEADER_LEN + head.len(), payload.len())?;
+        let source_lives = match payload {
+            Payload::Private(payload) => {
+                rest.copy_from(payload);
+                true
+            }
+            Payload::Guest { len: 0, .. } => true,
+            Payload::Guest {
+                memory,
+                chain,
+                offset,
+                len,
+            } => {
+                chain.readable_piece(memory, offset as u64, len)?.copy_to_guest(rest);
+                !memory.poisoned()
+            }
+        };
+        bytes.put(0, &header.to_bytes())?;
+        bytes.part(HEADER_LEN, head.len())?.copy_from(head);
+        (source_lives && !own.poisoned()).then_some(())
+    }
+
     /// Takes as many buffers as hold `total` bytes: how many.
+    #[inline]
     fn reserve(&mut self, total: usize) -> Result<usize, RxDrop> {
         let mut room = 0u64;
         let mut count = 0u16;

@@ -10,7 +10,7 @@ use crate::{
     error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
     offload::{self, Offload, Sender},
-    packet::{self, Packet},
+    packet::Packet,
     queue::Queue,
     record::{Class, Record},
 };
@@ -79,9 +79,54 @@ struct Head {
     private: [u8; HEADER_LEN + HEAD_LEN_MAX],
     /// Bytes of the frame that are there.
     len: usize,
+    /// Bytes of the whole frame.
+    frame_len: usize,
+}
+
+/// Length of what a chain holds, in bytes, without the virtio header.
+fn frame_len(chain: &Chain) -> u64 {
+    chain.readable_len().saturating_sub(HEADER_LEN as u64)
 }
 
 impl Head {
+    /// Copies header and first bytes of the frame in `chain`.
+    #[inline]
+    fn fetch(&mut self, chain: &Chain, memory: &GuestMemory) -> Result<(), TxRefusal> {
+        (self.len, self.frame_len) = (0, 0);
+        if chain.writable_len() != 0 || chain.readable_len() < HEADER_LEN as u64 {
+            return Err(TxRefusal::Chain);
+        }
+        self.frame_len = usize::try_from(frame_len(chain))
+            .ok()
+            .filter(|len| *len <= FRAME_LEN_MAX || !on(Check::FrameLength))
+            .ok_or(TxRefusal::Oversize)?;
+        self.len = self.frame_len.min(HEAD_LEN_MAX);
+        // Header and head in one read: each byte is read once, and what was looked at is what is forwarded.
+        let wanted = self.private.get_mut(..HEADER_LEN + self.len).unwrap_or_default();
+        chain.read_at(memory, 0, wanted).map_err(|_| TxRefusal::MemoryGone)
+    }
+
+    /// Finds out what the frame is, and checks what its sender asks for.
+    #[inline]
+    fn inspect(&mut self, record: &mut Record, sender: Sender) -> Result<(), TxRefusal> {
+        let len = self.frame_len;
+        let private = self.private.get_mut(..HEADER_LEN + self.len).unwrap_or_default();
+        let Some((header, head)) = private.split_first_chunk_mut::<HEADER_LEN>() else {
+            return Err(TxRefusal::Chain);
+        };
+        record.fill(head, len)?;
+        let header = NetHeader::parse(header);
+        if header.asks_for_work() {
+            let offload = offload::check(&header, &record.packet(head), head, len, sender)?;
+            record.set_offload(&offload);
+        }
+        let len_max = sender.frame_len_max;
+        if len > len_max && !record.is_cut() && on(Check::FrameLength) {
+            return Err(TxRefusal::OverMtu { len_max });
+        }
+        Ok(())
+    }
+
     fn bytes(&self) -> &[u8] {
         self.private.get(HEADER_LEN..HEADER_LEN + self.len).unwrap_or_default()
     }
@@ -99,6 +144,7 @@ impl TxQueue {
         let head = Head {
             private: [0; HEADER_LEN + HEAD_LEN_MAX],
             len: 0,
+            frame_len: 0,
         };
         Ok(Self {
             queue: Queue::new(resources)?,
@@ -114,28 +160,37 @@ impl TxQueue {
     /// [`TxQueue::give_back_burst`]; the former burst must have been given back.
     pub fn take_burst(&mut self, max: usize) -> usize {
         debug_assert!(self.held == 0, "the former burst is given back first");
-        while self.held < max.min(BURST_MAX) {
-            let slot = self.held;
-            let Some(chain) = self.chains.get_mut(slot) else { break };
-            if !self.queue.pop(chain) {
-                break;
+        let chains = self.chains.get_mut(..max.min(BURST_MAX)).unwrap_or_default();
+        self.held = self.queue.pop_burst(chains);
+        let memory = self.queue.ring.memory();
+        let chains = chains.get(..self.held).unwrap_or_default();
+        // All are copied before the first is parsed, so that no load waits for a store that has just been made.
+        for ((chain, head), refusal) in chains.iter().zip(&mut *self.heads).zip(&mut *self.refusals) {
+            *refusal = head.fetch(chain, memory).err();
+        }
+        let gone = memory.poisoned();
+        let sender = Sender {
+            accepted: self.queue.accepted,
+            frame_len_max: self.queue.frame_len_max,
+        };
+        let slots = chains.iter().zip(&mut *self.heads).zip(&mut *self.refusals);
+        for (((chain, head), refusal), record) in slots.zip(&mut *self.records) {
+            if refusal.is_none() && !gone {
+                *refusal = head.inspect(record, sender).err();
+            } else if gone {
+                *refusal = Some(TxRefusal::MemoryGone);
             }
-            self.held = slot + 1;
-            let outcome = self.inspect(slot).map(|frame| {
-                let mut record = Record::of(&frame.packet, self.head_of(slot), frame.len);
-                record.set_offload(&frame.offload);
-                record
-            });
-            let len = self.frame_len(slot);
-            if let (Some(record), Some(refusal)) = (self.records.get_mut(slot), self.refusals.get_mut(slot)) {
-                *refusal = outcome.err();
-                *record = outcome.unwrap_or(Record {
+            if refusal.is_some() {
+                *record = Record {
                     // A chain has at most 4 GiB.
-                    len: u32::try_from(len).unwrap_or(u32::MAX),
+                    len: u32::try_from(frame_len(chain)).unwrap_or(u32::MAX),
                     class: Class::Refused,
                     ..Record::default()
-                });
+                };
             }
+        }
+        if gone && self.held > 0 {
+            self.fail_memory();
         }
         self.held
     }
@@ -167,9 +222,7 @@ impl TxQueue {
         let done = done.min(held);
         // At most as many as a burst has.
         self.queue.ring.unpop(u16::try_from(held - done).unwrap_or(0));
-        for chain in self.chains.iter().take(done) {
-            self.queue.push(chain, 0);
-        }
+        self.queue.push_burst(self.chains.get(..done).unwrap_or_default());
     }
 
     /// The frame in a slot, to be delivered.
@@ -188,66 +241,24 @@ impl TxQueue {
         Some((record, source))
     }
 
-    /// Length of what a slot's chain holds, in bytes, without the virtio header.
-    fn frame_len(&self, slot: usize) -> u64 {
-        let chain = self.chains.get(slot);
-        chain.map_or(0, |chain| chain.readable_len().saturating_sub(HEADER_LEN as u64))
-    }
-
     /// Takes the next buffer alone. If it is a frame, [`TxQueue::head`] and [`TxQueue::chain`] are its bytes until
     /// [`TxQueue::give_back`], which is due for refused ones too.
     pub fn take(&mut self) -> Taken {
-        debug_assert!(self.held == 0, "the former chain is given back first");
-        let Some(chain) = self.chains.first_mut() else {
-            return Taken::Nothing;
-        };
-        if !self.queue.pop(chain) {
+        if self.take_burst(1) == 0 {
             return Taken::Nothing;
         }
-        self.held = 1;
-        match self.inspect(0) {
-            Ok(frame) => Taken::Frame(frame),
-            Err(refusal) => Taken::Refused {
-                len: self.frame_len(0),
+        let record = self.records[0];
+        match self.refusal(0) {
+            Some(refusal) => Taken::Refused {
+                len: record.len.into(),
                 refusal,
             },
+            None => Taken::Frame(Frame {
+                packet: record.packet(self.head()),
+                offload: record.offload(self.head()),
+                len: record.len as usize,
+            }),
         }
-    }
-
-    fn inspect(&mut self, slot: usize) -> Result<Frame, TxRefusal> {
-        let len = self.frame_len(slot);
-        let (Some(chain), Some(head)) = (self.chains.get(slot), self.heads.get_mut(slot)) else {
-            return Err(TxRefusal::Chain);
-        };
-        head.len = 0;
-        if chain.writable_len() != 0 || chain.readable_len() < HEADER_LEN as u64 {
-            return Err(TxRefusal::Chain);
-        }
-        let len = usize::try_from(len)
-            .ok()
-            .filter(|len| *len <= FRAME_LEN_MAX || !on(Check::FrameLength))
-            .ok_or(TxRefusal::Oversize)?;
-        head.len = len.min(HEAD_LEN_MAX);
-        // Header and head in one read: each byte is read once, and what was looked at is what is forwarded.
-        let wanted = head.private.get_mut(..HEADER_LEN + head.len).unwrap_or_default();
-        if chain.read_at(self.queue.ring.memory(), 0, wanted).is_err() {
-            self.fail_memory();
-            return Err(TxRefusal::MemoryGone);
-        }
-        let Some((header, head)) = wanted.split_first_chunk_mut::<HEADER_LEN>() else {
-            return Err(TxRefusal::Chain);
-        };
-        let packet = packet::parse(head, len)?;
-        let sender = Sender {
-            accepted: self.queue.accepted,
-            frame_len_max: self.queue.frame_len_max,
-        };
-        let offload = offload::check(&NetHeader::parse(header), &packet, head, len, sender)?;
-        let len_max = sender.frame_len_max;
-        if len > len_max && offload.segmentation.is_none() && on(Check::FrameLength) {
-            return Err(TxRefusal::OverMtu { len_max });
-        }
-        Ok(Frame { packet, offload, len })
     }
 
     /// The private first bytes of the frame taken last: all of it, or [`HEAD_LEN_MAX`].

@@ -228,10 +228,15 @@ impl Sender {
             fault,
         };
         let back = self.ring.waiting().map_err(fault)?;
-        for n in 0..back {
-            if self.ring.used_id(n).map_err(fault)? != self.ring.seen().wrapping_add(n) & (self.ring.size() - 1) {
-                return Err(Error::wrong("transmit buffers came back out of order"));
-            }
+        // The first entry names the last buffer of its batch (IN_ORDER, virtio 1.3 §2.7.9).
+        let mask = self.ring.size() - 1;
+        let mut done = 0;
+        while done < back {
+            let last = self.ring.used_id(done).map_err(fault)?;
+            done += 1 + (last.wrapping_sub(self.ring.seen().wrapping_add(done)) & mask);
+        }
+        if done != back {
+            return Err(Error::wrong("transmit buffers came back out of order"));
         }
         self.ring.take(back);
         self.sent += back;

@@ -2,7 +2,10 @@
 
 use outboard_controls::{Check, on};
 
-use crate::memory::{GuestMemory, MemoryError};
+use crate::{
+    memory::{GuestMemory, MemoryError},
+    view::GuestBytes,
+};
 
 /// Segments a new [`Chain`] has room for. Longer chains make it grow, up to the queue size, and it stays that large.
 const SEGMENT_COUNT_START: usize = 32;
@@ -44,6 +47,8 @@ pub struct Chain {
     readable_count: usize,
     readable_len: u64,
     writable_len: u64,
+    /// Where in the ring's memory its first segment's region is. A guess, to whoever copies.
+    near: u16,
 }
 
 impl Default for Chain {
@@ -61,6 +66,7 @@ impl Chain {
             readable_count: 0,
             readable_len: 0,
             writable_len: 0,
+            near: 0,
         }
     }
 
@@ -93,31 +99,74 @@ impl Chain {
     ///
     /// # Errors
     /// The chain has fewer bytes, or its memory was taken away.
+    #[inline]
     pub fn read_at(&self, mem: &GuestMemory, offset: u64, buf: &mut [u8]) -> Result<(), ChainError> {
+        match self.piece_of(self.readable(), offset, buf.len()) {
+            // Most are in one piece.
+            Some((addr, len)) => mem.bytes(addr, len, self.near)?.copy_to(buf),
+            None => self.gather(mem, offset, buf)?,
+        }
+        Ok(mem.alive()?)
+    }
+
+    fn gather(&self, mem: &GuestMemory, offset: u64, buf: &mut [u8]) -> Result<(), ChainError> {
         let mut cursor = Cursor::new(self.readable(), self.readable_len, "readable", offset, buf.len() as u64)?;
         let mut done = 0;
         while done < buf.len() {
             let (addr, piece) = cursor.next(buf.len() - done);
-            // Segments lie in one region each.
-            mem.slice(addr, piece)?.copy_to(&mut buf[done..done + piece]);
+            mem.bytes(addr, piece, self.near)?.copy_to(&mut buf[done..]);
             done += piece;
         }
-        Ok(mem.alive()?)
+        Ok(())
     }
 
     /// Copy `buf` to the writable bytes from `offset`.
     ///
     /// # Errors
     /// As for [`Chain::read_at`].
+    #[inline]
     pub fn write_at(&self, mem: &GuestMemory, offset: u64, buf: &[u8]) -> Result<(), ChainError> {
+        match self.piece_of(self.writable(), offset, buf.len()) {
+            Some((addr, len)) => mem.bytes(addr, len, self.near)?.copy_from(buf),
+            None => self.scatter(mem, offset, buf)?,
+        }
+        Ok(mem.alive()?)
+    }
+
+    fn scatter(&self, mem: &GuestMemory, offset: u64, buf: &[u8]) -> Result<(), ChainError> {
         let mut cursor = Cursor::new(self.writable(), self.writable_len, "writable", offset, buf.len() as u64)?;
         let mut done = 0;
         while done < buf.len() {
             let (addr, piece) = cursor.next(buf.len() - done);
-            mem.slice(addr, piece)?.copy_from(&buf[done..done + piece]);
+            mem.bytes(addr, piece, self.near)?.copy_from(&buf[done..]);
             done += piece;
         }
-        Ok(mem.alive()?)
+        Ok(())
+    }
+
+    /// The writable bytes, if they are in one piece.
+    #[inline]
+    pub fn only_writable<'m>(&self, mem: &'m GuestMemory) -> Option<GuestBytes<'m>> {
+        match self.writable() {
+            [only] => mem.bytes(only.addr, only.len as usize, self.near).ok(),
+            _ => None,
+        }
+    }
+
+    /// `len` readable bytes from `offset`, if they are in one piece.
+    #[inline]
+    pub fn readable_piece<'m>(&self, mem: &'m GuestMemory, offset: u64, len: usize) -> Option<GuestBytes<'m>> {
+        let (addr, len) = self.piece_of(self.readable(), offset, len)?;
+        mem.bytes(addr, len, self.near).ok()
+    }
+
+    /// Where `len` bytes from `offset` are, if they are in the first of `segments`.
+    #[inline]
+    fn piece_of(&self, segments: &[Segment], offset: u64, len: usize) -> Option<(u64, usize)> {
+        let first = segments.first()?;
+        let left = u64::from(first.len).checked_sub(offset)?;
+        // A segment does not wrap.
+        (len as u64 <= left).then(|| (first.addr.wrapping_add(offset), len))
     }
 
     /// Make it the empty chain of `head`.
@@ -125,6 +174,21 @@ impl Chain {
         self.head = head;
         self.segments.clear();
         (self.readable_count, self.readable_len, self.writable_len) = (0, 0, 0);
+    }
+
+    /// Make it the chain of one buffer, which lies in the region at `near`.
+    #[inline]
+    pub(crate) fn set_only(&mut self, head: u16, segment: Segment, write: bool, near: u16) {
+        (self.head, self.near) = (head, near);
+        self.segments.clear();
+        self.segments.push(segment);
+        let len = u64::from(segment.len);
+        (self.readable_count, self.readable_len, self.writable_len) = if write { (0, 0, len) } else { (1, len, 0) };
+    }
+
+    /// Where its first segment's region is.
+    pub(crate) fn set_near(&mut self, near: u16) {
+        self.near = near;
     }
 
     /// Bytes in all.
@@ -170,9 +234,8 @@ pub fn copy(
         let piece = left.min(from.piece_len()).min(to.piece_len());
         let (src_addr, _) = from.next(piece);
         let (dst_addr, _) = to.next(piece);
-        src_mem
-            .slice(src_addr, piece)?
-            .copy_to_volatile_slice(dst_mem.slice(dst_addr, piece)?);
+        let source = src_mem.bytes(src_addr, piece, src.near)?;
+        source.copy_to_guest(dst_mem.bytes(dst_addr, piece, dst.near)?);
         left -= piece;
     }
     if src_mem.poisoned() || dst_mem.poisoned() {

@@ -46,6 +46,12 @@ impl Descriptor {
         bytes
     }
 
+    /// It is the whole chain: one buffer.
+    #[inline]
+    pub(crate) fn is_alone(self) -> bool {
+        self.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
+    }
+
     pub(crate) fn has_next(self) -> bool {
         self.flags & DESC_F_NEXT != 0
     }

@@ -24,6 +24,7 @@
 //! Everything here panics when it is used wrongly, as tests should.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     sync::{
         Arc,
@@ -32,7 +33,7 @@ use std::{
 };
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::bindings::{virtio_config::VIRTIO_F_IN_ORDER, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use vm_memory::Bytes;
 
 use crate::{
@@ -148,6 +149,10 @@ pub struct Driver {
     avail_idx: u16,
     kicked_at: u16,
     used_idx: u16,
+    /// With IN_ORDER, heads that were offered and did not come back, oldest first.
+    offered: VecDeque<u16>,
+    /// With IN_ORDER, the last head of a batch that is not yet taken to its end.
+    batch_last: Option<u16>,
     /// An indirect table for each descriptor.
     tables: u64,
     buffers: Buffers,
@@ -190,6 +195,8 @@ impl Driver {
             avail_idx: 0,
             kicked_at: 0,
             used_idx: 0,
+            offered: VecDeque::new(),
+            batch_last: None,
             tables,
             buffers,
         }
@@ -311,6 +318,9 @@ impl Driver {
             head,
         );
         self.avail_idx = self.avail_idx.wrapping_add(1);
+        if self.in_order() {
+            self.offered.push_back(head);
+        }
     }
 
     /// Let the device see all that was offered.
@@ -330,11 +340,38 @@ impl Driver {
         old != new && self.load16(self.config.used) & 1 == 0
     }
 
-    /// The next chain that the device is done with, and how many bytes it says it wrote.
+    /// The next chain that the device is done with, and how many bytes it says it wrote. With IN_ORDER, one entry may stand
+    /// for a batch (virtio 1.3 §2.7.9): all but its last say 0, as ours are batches of what the device only reads.
     pub fn used(&mut self) -> Option<(u16, u32)> {
         if self.used_idx == self.published_used() {
             return None;
         }
+        let (head, len) = match self.in_order() {
+            true => self.next_in_order(),
+            false => self.used_entry(),
+        };
+        self.used_idx = self.used_idx.wrapping_add(1);
+        let freed = std::mem::take(&mut self.chains[usize::from(head)]);
+        self.free.extend(freed.into_iter().rev());
+        Some((head, len))
+    }
+
+    fn next_in_order(&mut self) -> (u16, u32) {
+        let (last, len) = match self.batch_last {
+            Some(last) => (last, 0),
+            None => self.used_entry(),
+        };
+        // A device that keeps no order, as where that is tried: each entry stands for itself.
+        let Some(place) = self.offered.iter().position(|head| *head == last) else {
+            return (last, len);
+        };
+        let head = self.offered.pop_front().unwrap_or(last);
+        self.batch_last = (place > 0).then_some(last);
+        (head, if place > 0 { 0 } else { len })
+    }
+
+    /// The used entry at our index.
+    fn used_entry(&self) -> (u16, u32) {
         let slot = u64::from(self.used_idx & (self.config.size - 1));
         let entry = self.config.used + USED_RING_OFFSET as u64 + USED_ENTRY_LEN as u64 * slot;
         let mut bytes = [0; USED_ENTRY_LEN];
@@ -342,10 +379,7 @@ impl Driver {
         let [i0, i1, i2, i3, l0, l1, l2, l3] = bytes;
         let head = u32::from_le_bytes([i0, i1, i2, i3]);
         let head = u16::try_from(head).expect("the device gave back a descriptor that exists");
-        self.used_idx = self.used_idx.wrapping_add(1);
-        let freed = std::mem::take(&mut self.chains[usize::from(head)]);
-        self.free.extend(freed.into_iter().rev());
-        Some((head, u32::from_le_bytes([l0, l1, l2, l3])))
+        (head, u32::from_le_bytes([l0, l1, l2, l3]))
     }
 
     /// used.idx as the device published it.
@@ -408,6 +442,10 @@ impl Driver {
     /// Write guest memory.
     pub fn write(&self, addr: u64, bytes: &[u8]) {
         self.mem.write(addr, bytes).expect("the driver writes its own memory");
+    }
+
+    fn in_order(&self) -> bool {
+        self.config.features & 1 << VIRTIO_F_IN_ORDER != 0
     }
 
     fn event_idx(&self) -> bool {

@@ -10,8 +10,8 @@ use virtio_bindings::bindings::{
 
 use crate::{
     descriptor::DESC_LEN,
-    mapping::Area,
     memory::{GuestMemory, MemoryError},
+    view::RingView,
 };
 
 /// The largest queue size of a split ring (virtio 1.3 §2.7).
@@ -30,7 +30,7 @@ pub(crate) const AVAIL_ENTRY_LEN: usize = 2;
 /// Length of a used entry in bytes.
 pub(crate) const USED_ENTRY_LEN: usize = 8;
 /// Length of used_event and avail_event in bytes.
-const EVENT_LEN: usize = 2;
+pub(crate) const EVENT_LEN: usize = 2;
 
 /// What the driver set up. Addresses are guest-physical.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,11 +96,13 @@ pub(crate) struct Layout {
     pub(crate) indirect: bool,
     pub(crate) event_idx: bool,
     pub(crate) in_order: bool,
-    pub(crate) desc: Area,
-    pub(crate) avail: Area,
-    pub(crate) used: Area,
+    pub(crate) view: RingView,
+    /// Length of the used ring in bytes.
+    pub(crate) used_len: usize,
     /// Guest-physical addresses of the parts, where no buffer may lie.
     own: [Range<u64>; 3],
+    /// All of them and what is between.
+    hull: Range<u64>,
 }
 
 const PARTS: [&str; 3] = ["descriptor table", "available ring", "used ring"];
@@ -144,47 +146,34 @@ impl Layout {
                 });
             }
         }
-        let indirect = has(VIRTIO_RING_F_INDIRECT_DESC);
+        let hull = Range {
+            start: own.iter().map(|part| part.start).min().unwrap_or(0),
+            end: own.iter().map(|part| part.end).max().unwrap_or(u64::MAX),
+        };
+        // Measured and aligned above; regions are mapped at addresses that agree with the guest's.
+        let view = RingView::new(size, event_idx, desc, avail, used).ok_or(ConfigFault::Size { size })?;
         Ok(Self {
             size,
-            indirect,
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             event_idx,
             in_order: has(VIRTIO_F_IN_ORDER),
-            desc,
-            avail,
-            used,
+            view,
+            used_len: parts[2].1,
             own,
+            hull,
         })
     }
 
     /// Does a buffer touch the ring itself?
     #[inline]
     pub(crate) fn holds(&self, buffer: &Range<u64>) -> bool {
-        self.own.iter().any(|part| overlap(part, buffer))
-    }
-
-    /// Where the entry of a running index is in the available ring.
-    #[inline]
-    pub(crate) fn avail_entry(&self, index: u16) -> usize {
-        AVAIL_RING_OFFSET + AVAIL_ENTRY_LEN * self.slot(index)
+        overlap(&self.hull, buffer) && self.own.iter().any(|part| overlap(part, buffer))
     }
 
     /// Where the entry of a running index is in the used ring.
     #[inline]
     pub(crate) fn used_entry(&self, index: u16) -> usize {
         USED_RING_OFFSET + USED_ENTRY_LEN * self.slot(index)
-    }
-
-    /// Where the driver writes used_event, with EVENT_IDX (virtio 1.3 §2.7.6).
-    #[inline]
-    pub(crate) fn used_event(&self) -> usize {
-        AVAIL_RING_OFFSET + AVAIL_ENTRY_LEN * usize::from(self.size)
-    }
-
-    /// Where the device writes avail_event, with EVENT_IDX (virtio 1.3 §2.7.8).
-    #[inline]
-    pub(crate) fn avail_event(&self) -> usize {
-        USED_RING_OFFSET + USED_ENTRY_LEN * usize::from(self.size)
     }
 
     /// A running index is taken modulo the size.

@@ -30,6 +30,7 @@ mod memory;
 mod notify;
 mod sigbus;
 mod split;
+mod view;
 mod walk;
 
 pub use chain::{Chain, ChainError, Segment, copy};
@@ -41,4 +42,5 @@ pub use log::{DirtyLog, LOG_LEN_MAX, LOG_PAGE_LEN, LogError, RingLog};
 pub use memory::{GUEST_MEMORY_LEN_MAX, GuestMemory, MemoryError, REGION_COUNT_MAX, RegionSpec};
 pub use notify::{CallFd, KickFd, NotifyError, Signals};
 pub use split::{RingError, SplitRing};
+pub use view::GuestBytes;
 pub use walk::ChainFault;

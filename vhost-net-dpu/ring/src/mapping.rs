@@ -15,9 +15,12 @@ use rustix::{
     io::Errno,
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
-use vm_memory::{AtomicAccess, ByteValued, Bytes, VolatileMemory, VolatileMemoryError, VolatileSlice};
+use vm_memory::{AtomicAccess, Bytes, VolatileMemoryError, VolatileSlice};
 
-use crate::sigbus::{GuardError, Registration, any_fault};
+use crate::{
+    sigbus::{GuardError, Registration, any_fault},
+    view::GuestBytes,
+};
 
 /// Why a file could not be mapped.
 #[derive(Debug, Clone, Copy)]
@@ -94,24 +97,49 @@ impl Drop for Mapping {
 }
 
 /// A part of a mapping that is looked up once and then accessed by offset, such as a ring's descriptor table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Area {
-    mapping: Arc<Mapping>,
-    offset: usize,
+    start: NonNull<u8>,
     len: usize,
+    mapping: Arc<Mapping>,
 }
+
+// SAFETY: the bytes are the mapping's, which may be sent, and are accessed only by volatile and atomic operations.
+unsafe impl Send for Area {}
+// SAFETY: as above.
+unsafe impl Sync for Area {}
 
 impl Area {
     /// `len` bytes of `mapping` from `offset`, if they are inside.
     pub(crate) fn new(mapping: Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
         mapping.slice(offset, len)?;
-        Some(Self { mapping, offset, len })
+        // SAFETY: the offset is inside the mapping or at its end.
+        let start = unsafe { mapping.start.add(offset) };
+        Some(Self { start, len, mapping })
+    }
+
+    /// Its first byte.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
     }
 
     #[inline]
     fn bytes(&self) -> VolatileSlice<'_> {
         // SAFETY: `new` found the range inside the mapping, which neither moves nor shrinks while it is held here.
-        unsafe { VolatileSlice::new(self.mapping.start.as_ptr().add(self.offset), self.len) }
+        unsafe { VolatileSlice::new(self.start.as_ptr(), self.len) }
+    }
+
+    /// All of it, to be copied from and to.
+    #[inline]
+    pub(crate) fn guest_bytes(&self) -> GuestBytes<'_> {
+        // SAFETY: as for `bytes`.
+        unsafe { GuestBytes::new(self.start, self.len) }
+    }
+
+    /// `len` bytes from `offset` as volatile bytes, if they are inside.
+    #[inline]
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_>> {
+        self.bytes().subslice(offset, len).ok()
     }
 
     /// Read a naturally aligned value, once.
@@ -138,7 +166,7 @@ impl Area {
             return false;
         }
         // SAFETY: the byte is inside the mapping, as for `bytes`, and is accessed only by volatile and atomic operations.
-        let byte = unsafe { AtomicU8::from_ptr(self.mapping.start.as_ptr().add(self.offset + offset)) };
+        let byte = unsafe { AtomicU8::from_ptr(self.start.as_ptr().add(offset)) };
         byte.fetch_or(bits, order);
         true
     }
@@ -146,9 +174,10 @@ impl Area {
     /// A part of it.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Option<Self> {
         (offset <= self.len && len <= self.len - offset).then(|| Self {
-            mapping: self.mapping.clone(),
-            offset: self.offset + offset,
+            // SAFETY: the offset is inside or at the end.
+            start: unsafe { self.start.add(offset) },
             len,
+            mapping: self.mapping.clone(),
         })
     }
 
@@ -161,11 +190,5 @@ impl Area {
     #[inline]
     pub(crate) fn poisoned(&self) -> bool {
         any_fault() && self.mapping.poisoned()
-    }
-
-    /// Read a value of any alignment by one volatile read.
-    #[inline]
-    pub(crate) fn read<T: ByteValued>(&self, offset: usize) -> Result<T, VolatileMemoryError> {
-        Ok(self.bytes().get_ref::<T>(offset)?.load())
     }
 }

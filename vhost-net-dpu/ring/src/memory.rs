@@ -1,6 +1,6 @@
 //! The memory of one guest.
 
-use std::{fs::File, sync::Arc};
+use std::fs::File;
 
 use outboard_controls::{Check, on};
 use rustix::io::Errno;
@@ -9,8 +9,9 @@ use vm_memory::VolatileSlice;
 use crate::{
     file::{self, FileFault},
     log::DirtyLog,
-    mapping::{Area, Mapping},
+    mapping::Area,
     sigbus::{self, SLOT_COUNT},
+    view::GuestBytes,
 };
 
 /// Regions one guest may have. QEMU itself never uses more.
@@ -142,14 +143,13 @@ pub enum MemoryError {
 }
 
 /// A region that is mapped.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Region {
     guest_phys_addr: u64,
     len: u64,
     user_addr: u64,
-    /// Where in the mapping the region begins; mappings begin at a page.
-    delta: usize,
-    mapping: Arc<Mapping>,
+    /// All of it; it has `len` bytes.
+    area: Area,
 }
 
 /// Guest memory of one session. Immutable: a changed table is another `GuestMemory`, which shares the regions that
@@ -157,7 +157,7 @@ struct Region {
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     /// By guest-physical address, not overlapping.
-    regions: Vec<Arc<Region>>,
+    regions: Vec<Region>,
 }
 
 impl GuestMemory {
@@ -198,7 +198,7 @@ impl GuestMemory {
                 second: spec.guest_phys_addr,
             });
         }
-        let region = Arc::new(Region::map(&spec)?);
+        let region = Region::map(&spec)?;
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|r| r.guest_phys_addr < region.guest_phys_addr);
         regions.insert(place, region);
@@ -210,7 +210,7 @@ impl GuestMemory {
     /// # Errors
     /// There is no such region.
     pub fn without(&self, guest_phys_addr: u64, len: u64, user_addr: u64) -> Result<Self, MemoryError> {
-        let named = |r: &Arc<Region>| r.guest_phys_addr == guest_phys_addr && r.len == len && r.user_addr == user_addr;
+        let named = |r: &Region| r.guest_phys_addr == guest_phys_addr && r.len == len && r.user_addr == user_addr;
         let Some(place) = self.regions.iter().position(named) else {
             return Err(MemoryError::NoSuchRegion { guest_phys_addr, len });
         };
@@ -238,9 +238,9 @@ impl GuestMemory {
     /// [`MemoryError::Unmapped`] if not all of it is guest memory, [`MemoryError::Vanished`] if the host took some away.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let mut done = 0;
-        self.pieces(addr, buf.len(), |slice| {
-            slice.copy_to(&mut buf[done..done + slice.len()]);
-            done += slice.len();
+        self.pieces(addr, buf.len(), |bytes| {
+            bytes.copy_to(&mut buf[done..]);
+            done += bytes.len();
         })?;
         self.alive()
     }
@@ -251,9 +251,9 @@ impl GuestMemory {
     /// As for [`GuestMemory::read`]. What comes before the first unmapped byte may have been written.
     pub fn write(&self, addr: u64, buf: &[u8]) -> Result<(), MemoryError> {
         let mut done = 0;
-        self.pieces(addr, buf.len(), |slice| {
-            slice.copy_from(&buf[done..done + slice.len()]);
-            done += slice.len();
+        self.pieces(addr, buf.len(), |bytes| {
+            bytes.copy_from(&buf[done..]);
+            done += bytes.len();
         })?;
         self.alive()
     }
@@ -269,13 +269,56 @@ impl GuestMemory {
             .ok_or(MemoryError::Unmapped { addr, len })
     }
 
+    /// The same to be copied from and to. `near` is a guess where the region is, as [`GuestMemory::place`] tells.
+    #[inline]
+    pub(crate) fn bytes(&self, addr: u64, len: usize, near: u16) -> Result<GuestBytes<'_>, MemoryError> {
+        let guessed = self.regions.get(usize::from(near)).and_then(|region| {
+            let offset = addr.wrapping_sub(region.guest_phys_addr);
+            region.bytes(offset, len)
+        });
+        match guessed {
+            Some(bytes) => Ok(bytes),
+            None => self.search(addr, len),
+        }
+    }
+
+    #[cold]
+    fn search(&self, addr: u64, len: usize) -> Result<GuestBytes<'_>, MemoryError> {
+        self.find(addr)
+            .and_then(|(region, offset)| region.bytes(offset, len))
+            .ok_or(MemoryError::Unmapped { addr, len })
+    }
+
+    /// Where the region is that holds all of the range, `near` or elsewhere; `None` if none does.
+    #[inline]
+    pub(crate) fn place(&self, addr: u64, len: u64, near: u16) -> Option<u16> {
+        let guessed = self.regions.get(usize::from(near));
+        if guessed.is_some_and(|region| region.holds(addr, len)) {
+            return Some(near);
+        }
+        let next = self.regions.partition_point(|region| region.guest_phys_addr <= addr);
+        let found = next.checked_sub(1)?;
+        self.regions.get(found).filter(|region| region.holds(addr, len))?;
+        // There are at most `REGION_COUNT_MAX`.
+        u16::try_from(found).ok()
+    }
+
+    /// A buffer at `addr` is about to be used: fetch its first bytes.
+    #[inline]
+    pub(crate) fn prefetch(&self, addr: u64, len: u32, near: u16) {
+        if let Some(region) = self.regions.get(usize::from(near))
+            && let Some(bytes) = region.bytes(addr.wrapping_sub(region.guest_phys_addr), len as usize)
+        {
+            bytes.prefetch();
+        }
+    }
+
     /// A range that is accessed again and again. It must lie in one region.
     pub(crate) fn area(&self, addr: u64, len: usize) -> Result<Area, MemoryError> {
         let unmapped = || MemoryError::Unmapped { addr, len };
         let (region, offset) = self.find(addr).ok_or_else(unmapped)?;
-        region.slice(offset, len).ok_or_else(unmapped)?;
         let offset = usize::try_from(offset).map_err(|_| unmapped())?;
-        Area::new(region.mapping.clone(), region.delta + offset, len).ok_or_else(unmapped)
+        region.area.part(offset, len).ok_or_else(unmapped)
     }
 
     /// How many of the `len` bytes from `addr` lie in the region of `addr`: a longer range goes on in the next one.
@@ -310,7 +353,7 @@ impl GuestMemory {
     /// failed; the memory stays safe to access.
     #[inline]
     pub fn poisoned(&self) -> bool {
-        sigbus::any_fault() && self.regions.iter().any(|r| r.mapping.poisoned())
+        sigbus::any_fault() && self.regions.iter().any(|r| r.area.poisoned())
     }
 
     /// Was nothing taken away, so that what was read is the guest's?
@@ -340,12 +383,7 @@ impl GuestMemory {
 
     /// Visit the parts of a range, one in each region that it spans.
     #[inline]
-    fn pieces<'a>(
-        &'a self,
-        addr: u64,
-        len: usize,
-        mut visit: impl FnMut(VolatileSlice<'a>),
-    ) -> Result<(), MemoryError> {
+    fn pieces<'a>(&'a self, addr: u64, len: usize, mut visit: impl FnMut(GuestBytes<'a>)) -> Result<(), MemoryError> {
         // Made only where it is returned: errors are large, and this is done for each copy.
         let unmapped = || MemoryError::Unmapped { addr, len };
         let end = u64::try_from(len)
@@ -356,10 +394,10 @@ impl GuestMemory {
         while at < end {
             let (region, offset) = self.find(at).ok_or_else(unmapped)?;
             let piece = (end - at).min(region.len - offset);
-            let slice = usize::try_from(piece)
+            let bytes = usize::try_from(piece)
                 .ok()
-                .and_then(|piece| region.slice(offset, piece));
-            visit(slice.ok_or_else(unmapped)?);
+                .and_then(|piece| region.bytes(offset, piece));
+            visit(bytes.ok_or_else(unmapped)?);
             at += piece;
         }
         Ok(())
@@ -416,12 +454,13 @@ impl Region {
                 errno,
             },
         })?;
+        let unmapped = || MemoryError::Wraps { guest_phys_addr, len };
+        let area_len = usize::try_from(len).map_err(|_| unmapped())?;
         Ok(Self {
             guest_phys_addr,
             len,
             user_addr,
-            delta,
-            mapping,
+            area: Area::new(mapping, delta, area_len).ok_or_else(unmapped)?,
         })
     }
 
@@ -433,10 +472,20 @@ impl Region {
     /// `len` bytes from `offset`, which is relative to the region.
     #[inline]
     fn slice(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        if offset > self.len || len as u64 > self.len - offset {
-            return None;
-        }
-        self.mapping.slice(self.delta + usize::try_from(offset).ok()?, len)
+        self.area.slice(usize::try_from(offset).ok()?, len)
+    }
+
+    /// The same to be copied from and to.
+    #[inline]
+    fn bytes(&self, offset: u64, len: usize) -> Option<GuestBytes<'_>> {
+        self.area.guest_bytes().part(usize::try_from(offset).ok()?, len)
+    }
+
+    /// Does it hold all of `len` bytes from `addr`?
+    #[inline]
+    fn holds(&self, addr: u64, len: u64) -> bool {
+        let offset = addr.wrapping_sub(self.guest_phys_addr);
+        offset < self.len && len <= self.len - offset
     }
 }
 

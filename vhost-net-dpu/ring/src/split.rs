@@ -11,9 +11,10 @@ use vm_memory::VolatileMemoryError;
 
 use crate::{
     chain::Chain,
+    descriptor::Descriptor,
     heads::Heads,
     inflight_log::{InflightError, InflightLog, Journal, Recovered},
-    layout::{ConfigFault, FLAGS_OFFSET, IDX_OFFSET, Layout, RingConfig, USED_ENTRY_LEN, USED_RING_OFFSET},
+    layout::{ConfigFault, FLAGS_OFFSET, Layout, RingConfig, USED_ENTRY_LEN, USED_RING_OFFSET},
     log::RingLog,
     memory::GuestMemory,
     sigbus,
@@ -123,6 +124,48 @@ impl From<VolatileMemoryError> for RingError {
     }
 }
 
+/// Entries of the available ring that are looked at ahead.
+const AHEAD_MAX: u16 = 32;
+
+/// What is available and was looked at, but not taken: heads, each with its first descriptor.
+#[derive(Debug)]
+struct Ahead {
+    entries: Box<[(u16, Descriptor); AHEAD_MAX as usize]>,
+    /// The one to take next; those before it were taken.
+    next: u16,
+    /// Where they end.
+    end: u16,
+}
+
+impl Ahead {
+    fn new() -> Self {
+        Self {
+            entries: Box::new([(0, Descriptor::default()); AHEAD_MAX as usize]),
+            next: 0,
+            end: 0,
+        }
+    }
+
+    #[inline]
+    fn pop(&mut self) -> Option<(u16, Descriptor)> {
+        if self.next == self.end {
+            return None;
+        }
+        let entry = self.entries.get(usize::from(self.next)).copied();
+        self.next += 1;
+        entry
+    }
+
+    /// The one that was taken last is to be taken again.
+    fn unpop(&mut self) {
+        match self.next.checked_sub(1) {
+            Some(last) => self.next = last,
+            // It was of a former look.
+            None => (self.next, self.end) = (0, 0),
+        }
+    }
+}
+
 /// The device's side of one split virtqueue.
 #[derive(Debug)]
 pub struct SplitRing {
@@ -132,6 +175,9 @@ pub struct SplitRing {
     next_avail: u16,
     /// avail.idx as last read: entries up to it may be taken without reading it again.
     avail_idx: u16,
+    ahead: Ahead,
+    /// Where in memory the last buffer was.
+    near: u16,
     /// The entry of the used ring to write next.
     next_used: u16,
     /// used.idx as last published.
@@ -156,13 +202,15 @@ impl SplitRing {
     /// [`RingError::Config`] if its parts are misaligned, not in memory, or overlap.
     pub fn new(config: RingConfig, mem: Arc<GuestMemory>) -> Result<Self, RingError> {
         let layout = Layout::new(&config, &mem)?;
-        let used = u16::from_le(layout.used.load(IDX_OFFSET, Ordering::Acquire)?);
+        let used = layout.view.used_idx();
         let size = config.size;
         Ok(Self {
             mem,
             layout,
             next_avail: config.next_avail,
             avail_idx: config.next_avail,
+            ahead: Ahead::new(),
+            near: 0,
             next_used: used,
             published_used: used,
             taken: vec![0; usize::from(size)].into(),
@@ -214,7 +262,7 @@ impl SplitRing {
     /// front-end in another way, except for the used ring: all of it is marked.
     pub fn set_log(&mut self, log: Option<RingLog>) {
         if let Some(log) = &log {
-            log.mark_used(0, self.layout.used.len());
+            log.mark_used(0, self.layout.used_len);
         }
         self.log = log;
     }
@@ -249,23 +297,46 @@ impl SplitRing {
         }
     }
 
+    /// Take the next available chains, as many as there are and `chains` has room for: how many, and a failure if one
+    /// ended it, as [`SplitRing::pop`] tells it. Chains before a malformed one are taken.
+    pub fn pop_burst(&mut self, chains: &mut [Chain]) -> (usize, Option<RingError>) {
+        if self.broken.is_some() {
+            return (0, None);
+        }
+        let mut count = 0;
+        let mut failure = None;
+        for chain in chains {
+            match self.take(chain) {
+                Ok(true) => count += 1,
+                Ok(false) => break,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        if self.vanished() {
+            // No more than the queue has.
+            self.unpop(u16::try_from(count).unwrap_or(0));
+            return (0, Some(self.latch(RingError::MemoryVanished)));
+        }
+        (count, failure.map(|error| self.latch(error)))
+    }
+
+    #[inline]
     fn take(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
         if self.replay_left > 0 {
             return self.replay(chain);
         }
-        if self.next_avail == self.avail_idx && !self.read_avail_idx()? {
-            return Ok(false);
-        }
-        let size = self.layout.size;
-        let entry = self.layout.avail_entry(self.next_avail);
-        let mut head = u16::from_le(self.layout.avail.load(entry, Ordering::Relaxed)?);
-        if head >= size {
-            if on(Check::HeadInRange) {
-                return Err(RingError::HeadOutOfRange { head, size });
-            }
-            head %= size;
-        }
-        walk::walk(&self.layout, &self.mem, head, chain).map_err(|fault| RingError::Chain { head, fault })?;
+        let (head, first) = match self.ahead.pop() {
+            Some(entry) => entry,
+            None => match self.look_ahead()? {
+                Some(entry) => entry,
+                None => return Ok(false),
+            },
+        };
+        walk::walk(&self.layout, &self.mem, (head, first), chain, &mut self.near)
+            .map_err(|fault| RingError::Chain { head, fault })?;
         if !self.in_flight.insert(head) && on(Check::HeadInFlight) {
             return Err(RingError::HeadInFlight { head });
         }
@@ -278,11 +349,47 @@ impl SplitRing {
         Ok(true)
     }
 
+    /// Read the entries that are available, and the first descriptor of each, before the first of them is needed: so
+    /// their cache misses overlap. The first of them.
+    fn look_ahead(&mut self) -> Result<Option<(u16, Descriptor)>, RingError> {
+        if self.next_avail == self.avail_idx && !self.read_avail_idx()? {
+            return Ok(None);
+        }
+        let size = self.layout.size;
+        let available = self.avail_idx.wrapping_sub(self.next_avail).min(AHEAD_MAX);
+        let mut count = 0;
+        for (n, entry) in (0..available).zip(self.ahead.entries.iter_mut()) {
+            let mut head = self.layout.view.avail_entry(self.next_avail.wrapping_add(n));
+            if head >= size {
+                if on(Check::HeadInRange) {
+                    // Those before it are in order.
+                    if n == 0 {
+                        return Err(RingError::HeadOutOfRange { head, size });
+                    }
+                    break;
+                }
+                head %= size;
+            }
+            entry.0 = head;
+            self.layout.view.prefetch_descriptor(head);
+            count = n + 1;
+        }
+        for (head, first) in self.ahead.entries.iter_mut().take(usize::from(count)) {
+            // One read; the guest may change it behind our back, and what is checked later must be what is used.
+            *first = self.layout.view.descriptor(*head);
+            self.mem.prefetch(first.addr, first.len, self.near);
+        }
+        (self.ahead.next, self.ahead.end) = (0, count);
+        Ok(self.ahead.pop())
+    }
+
     /// Take a chain that was in flight when the ring started. The log has it already.
     #[cold]
     fn replay(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
         let head = self.taken[self.layout.slot(self.next_avail)];
-        walk::walk(&self.layout, &self.mem, head, chain).map_err(|fault| RingError::Chain { head, fault })?;
+        let first = self.layout.view.descriptor(head);
+        walk::walk(&self.layout, &self.mem, (head, first), chain, &mut self.near)
+            .map_err(|fault| RingError::Chain { head, fault })?;
         if !self.in_flight.insert(head) && on(Check::HeadInFlight) {
             return Err(RingError::HeadInFlight { head });
         }
@@ -294,7 +401,7 @@ impl SplitRing {
     /// Read avail.idx. True if there is something to take.
     fn read_avail_idx(&mut self) -> Result<bool, RingError> {
         // Acquire: entries and descriptors are read after the index that covers them (virtio 1.3 §2.7.13.3).
-        let idx = u16::from_le(self.layout.avail.load(IDX_OFFSET, Ordering::Acquire)?);
+        let idx = self.layout.view.avail_idx();
         let size = self.layout.size;
         if idx.wrapping_sub(self.next_avail) > size && on(Check::AvailIndex) {
             return Err(RingError::AvailIndexJump {
@@ -316,6 +423,7 @@ impl SplitRing {
             let held = self.in_flight.remove(head);
             debug_assert!(held, "a chain that was pushed as used cannot be given back");
             self.next_avail = last;
+            self.ahead.unpop();
             match self.popped.checked_sub(1) {
                 Some(left) => {
                     self.popped = left;
@@ -361,12 +469,45 @@ impl SplitRing {
         if let Some(log) = &self.log {
             log.mark_chain(chain, dirtied_len);
         }
-        let entry = self.layout.used_entry(self.next_used);
-        self.layout
-            .used
-            .store(u32::from(head).to_le(), entry, Ordering::Relaxed)?;
-        self.layout.used.store(len.to_le(), entry + 4, Ordering::Relaxed)?;
+        self.layout.view.set_used_entry(self.next_used, head, len);
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(journal) = &mut self.journal {
+            journal.stage(head)?;
+        }
+        Ok(())
+    }
+
+    /// Stage used entries for chains of which nothing was written, in this order. A driver of VIRTIO_F_IN_ORDER is given
+    /// one entry for all of them (virtio 1.3 §2.7.9).
+    ///
+    /// # Errors
+    /// As for [`SplitRing::push_used`]. Those before the one that is wrong are staged.
+    pub fn push_used_burst(&mut self, chains: &[Chain]) -> Result<(), RingError> {
+        let first = self.next_used;
+        let mut outcome = Ok(());
+        for chain in chains {
+            let head = chain.head();
+            outcome = self.stage_unwritten(head);
+            if outcome.is_err() {
+                break;
+            }
+            // Where the driver looks for one entry, it is that of the last.
+            let at = if self.layout.in_order { first } else { self.next_used };
+            self.layout.view.set_used_entry(at, head, 0);
+            self.next_used = self.next_used.wrapping_add(1);
+        }
+        outcome
+    }
+
+    /// The device is done with a head; the entry itself is yet to be written.
+    #[inline]
+    fn stage_unwritten(&mut self, head: u16) -> Result<(), RingError> {
+        if self.layout.in_order {
+            self.check_order(head)?;
+        }
+        if !self.in_flight.remove(head) && on(Check::HeadInFlight) {
+            return Err(RingError::NotInFlight { head });
+        }
         if let Some(journal) = &mut self.journal {
             journal.stage(head)?;
         }
@@ -394,8 +535,8 @@ impl SplitRing {
             return Ok(false);
         }
         let (old, new) = (self.published_used, self.next_used);
-        // Release: entries and the data they speak of are seen before the index.
-        self.layout.used.store(new.to_le(), IDX_OFFSET, Ordering::Release)?;
+        // Entries and the data they speak of are seen before the index.
+        self.layout.view.set_used_idx(new);
         self.published_used = new;
         if let Some(journal) = &mut self.journal {
             journal.published(new)?;
@@ -405,12 +546,10 @@ impl SplitRing {
         }
         // The index must be seen before we look at what the driver wants (virtio 1.3 §2.7.10).
         fence(Ordering::SeqCst);
-        if self.layout.event_idx {
-            let event = u16::from_le(self.layout.avail.load(self.layout.used_event(), Ordering::Relaxed)?);
-            return Ok(passes(event, old, new));
-        }
-        let flags = u16::from_le(self.layout.avail.load(FLAGS_OFFSET, Ordering::Relaxed)?);
-        Ok(flags & NO_INTERRUPT == 0)
+        Ok(match self.layout.view.used_event() {
+            Some(event) => passes(event, old, new),
+            None => self.layout.view.avail_flags() & NO_INTERRUPT == 0,
+        })
     }
 
     /// Mark the used ring's own pages, after they were written.
@@ -440,14 +579,12 @@ impl SplitRing {
     }
 
     fn ask_for_kicks(&mut self) -> Result<bool, RingError> {
-        let next_avail = self.next_avail();
-        if self.layout.event_idx {
-            let at = self.layout.avail_event();
-            self.layout.used.store(next_avail.to_le(), at, Ordering::Relaxed)?;
-            self.mark_written(at);
-        } else {
-            self.layout.used.store(0u16, FLAGS_OFFSET, Ordering::Relaxed)?;
-            self.mark_written(FLAGS_OFFSET);
+        match self.layout.view.set_avail_event(self.next_avail()) {
+            Some(at) => self.mark_written(at),
+            None => {
+                self.layout.view.set_used_flags(0);
+                self.mark_written(FLAGS_OFFSET);
+            }
         }
         if self.replay_left > 0 {
             return Ok(true);
@@ -461,12 +598,7 @@ impl SplitRing {
     /// kicks once when it passes the index at which kicks were asked for last.
     pub fn disable_kicks(&mut self) {
         if !self.layout.event_idx {
-            // The offset is that of every used ring; a failure would cost no more than needless kicks.
-            let stored = self
-                .layout
-                .used
-                .store(NO_NOTIFY.to_le(), FLAGS_OFFSET, Ordering::Relaxed);
-            debug_assert!(stored.is_ok());
+            self.layout.view.set_used_flags(NO_NOTIFY);
             self.mark_written(FLAGS_OFFSET);
         }
     }

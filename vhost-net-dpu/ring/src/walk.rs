@@ -1,7 +1,6 @@
 //! From a head to a checked chain (virtio 1.3 §2.7.5).
 
 use outboard_controls::{Check, on};
-use vm_memory::VolatileMemory;
 
 use crate::{
     chain::{Chain, Segment},
@@ -101,17 +100,53 @@ pub enum ChainFault {
     TooManyBytes,
 }
 
-/// Fill `chain` from the descriptors at `head`, which must be below the queue's size.
-pub(crate) fn walk(layout: &Layout, mem: &GuestMemory, head: u16, chain: &mut Chain) -> Result<(), ChainFault> {
+/// Fill `chain` from the descriptors at `head`, which must be below the queue's size. The first of them was read
+/// already; `near` is where its buffer may be, and where the last one was afterwards.
+#[inline]
+pub(crate) fn walk(
+    layout: &Layout,
+    mem: &GuestMemory,
+    (head, first): (u16, Descriptor),
+    chain: &mut Chain,
+    near: &mut u16,
+) -> Result<(), ChainFault> {
+    // Most chains are one buffer in the memory where the last one was.
+    let Descriptor { addr, len, .. } = first;
+    if first.is_alone()
+        && len != 0
+        && let Some(place) = mem.place(addr, len.into(), *near)
+        // All of it is in a region, so that its end does not wrap.
+        && !layout.holds(&(addr..addr + u64::from(len)))
+    {
+        *near = place;
+        chain.set_only(head, Segment { addr, len }, first.is_write(), place);
+        return Ok(());
+    }
+    walk_slowly(layout, mem, (head, first), chain, near)
+}
+
+/// The same for any chain.
+#[inline(never)]
+fn walk_slowly(
+    layout: &Layout,
+    mem: &GuestMemory,
+    (head, first): (u16, Descriptor),
+    chain: &mut Chain,
+    near: &mut u16,
+) -> Result<(), ChainFault> {
     chain.reset(head);
     let mut walk = Walk {
         layout,
         mem,
         chain,
+        near: *near,
         left: layout.size,
         crossings_left: CROSSING_COUNT_MAX,
     };
-    match walk.direct(head) {
+    let result = walk.direct(head, first);
+    *near = walk.near;
+    chain.set_near(*near);
+    match result {
         // The control of "rejected whole": hand out what was good so far, as an iterator that just ends would.
         Err(_) if !on(Check::WholeChain) => Ok(()),
         result => result,
@@ -122,6 +157,8 @@ struct Walk<'a> {
     layout: &'a Layout,
     mem: &'a GuestMemory,
     chain: &'a mut Chain,
+    /// Where the last buffer was in memory.
+    near: u16,
     /// Descriptors it may still have. A loop uses it up.
     left: u16,
     /// Times its buffers may still go on in another region.
@@ -129,23 +166,17 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn direct(&mut self, head: u16) -> Result<(), ChainFault> {
+    fn direct(&mut self, head: u16, first: Descriptor) -> Result<(), ChainFault> {
         let size = self.layout.size;
-        let mut index = head;
+        let (mut index, mut descriptor) = (head, first);
         loop {
-            // One read; the guest may change it behind our back, and what was checked must be what is used.
-            let raw = self.layout.desc.read::<u128>(DESC_LEN * usize::from(index));
-            let descriptor = Descriptor::from_raw(raw.map_err(|_| ChainFault::NextOutOfRange {
-                index,
-                next: index,
-                count: size,
-            })?);
             if descriptor.is_indirect() {
                 return self.indirect(index, descriptor);
             }
             self.buffer(descriptor)?;
             match self.next(index, descriptor, size)? {
-                Some(next) => index = next,
+                // One read; the guest may change it behind our back, and what was checked must be what is used.
+                Some(next) => (index, descriptor) = (next, self.layout.view.descriptor(next)),
                 None => return Ok(()),
             }
         }
@@ -169,18 +200,17 @@ impl Walk<'_> {
         if !bytes.is_multiple_of(DESC_LEN) || count == 0 || count > self.layout.size {
             return Err(bad_len());
         }
-        let entries = self.mem.slice(addr, bytes).map_err(ChainFault::IndirectUnmapped)?;
+        let entries = self
+            .mem
+            .bytes(addr, bytes, self.near)
+            .map_err(ChainFault::IndirectUnmapped)?;
         if self.layout.holds(&(addr..addr + u64::from(len))) && on(Check::RingOverlap) {
             return Err(ChainFault::InRing { addr, len });
         }
         let mut index = 0;
         loop {
-            // One read, as above. A table may have any alignment.
-            let raw = entries
-                .get_ref::<u128>(DESC_LEN * usize::from(index))
-                .map_err(|_| bad_len())?
-                .load();
-            let descriptor = Descriptor::from_raw(raw);
+            // One read, as above.
+            let descriptor = entries.descriptor(index).ok_or_else(bad_len)?;
             if descriptor.is_indirect() {
                 return Err(ChainFault::NestedIndirect { index });
             }
@@ -220,6 +250,13 @@ impl Walk<'_> {
         let end = addr.checked_add(u64::from(len)).ok_or_else(unmapped)?;
         if self.layout.holds(&(addr..end)) && on(Check::RingOverlap) {
             return Err(ChainFault::InRing { addr, len });
+        }
+        if let Some(place) = self.mem.place(addr, len.into(), self.near) {
+            self.near = place;
+            return match self.chain.push(Segment { addr, len }, descriptor.is_write()) {
+                true => Ok(()),
+                false => Err(ChainFault::ReadableAfterWritable { addr }),
+            };
         }
         let mut at = addr;
         while at < end {

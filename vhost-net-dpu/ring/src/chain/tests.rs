@@ -115,9 +115,8 @@ fn a_chain_crosses_from_region_to_region_only_so_often() {
             flags: 0,
             next: 0,
         };
-        mem.write(0, &descriptor.to_bytes()).unwrap();
         let mut chain = Chain::new();
-        crate::walk::walk(&layout, &mem, 0, &mut chain).map(|()| chain.readable().len())
+        crate::walk::walk(&layout, &mem, (0, descriptor), &mut chain, &mut 0).map(|()| chain.readable().len())
     };
     assert_eq!(walk(1), Ok(1));
     let most = u64::from(crate::walk::CROSSING_COUNT_MAX) + 1;

@@ -279,7 +279,7 @@ fn h02_a_chain_found_when_other_memory_vanished_is_not_held() {
         features: 0,
     };
     for head in 0..2u16 {
-        let descriptor = crate::Descriptor {
+        let descriptor = Descriptor {
             addr: 4096,
             len: 8,
             flags: 0,
@@ -341,6 +341,105 @@ fn chains_of_an_in_order_driver_go_back_in_order() {
     let chains = popped(&mut driver, &mut ring, 2);
     let _off = Off::here(Check::InOrder);
     ring.push_used(&chains[1], 0).unwrap();
+}
+
+/// A burst that a device reads only.
+fn transmit(driver: &mut Driver, ring: &mut SplitRing, count: usize) -> (Vec<u16>, Vec<Chain>) {
+    let mut chains: Vec<_> = (0..count).map(|_| Chain::new()).collect();
+    let added = (0..count).map(|n| driver.add_bytes(&[&[n.to_le_bytes()[0]; 9]], &[]).unwrap().head);
+    let heads: Vec<_> = added.collect();
+    driver.publish();
+    assert_eq!(ring.pop_burst(&mut chains), (count, None));
+    assert_eq!(chains.iter().map(Chain::head).collect::<Vec<_>>(), heads);
+    (heads, chains)
+}
+
+#[test]
+fn an_in_order_driver_gets_one_entry_for_a_burst() {
+    for features in [0, 1 << VIRTIO_F_IN_ORDER] {
+        let (_ram, mut driver, mut ring) = pair(features);
+        for count in [1, 3, 8, 2, 5, 8, 7].into_iter().cycle().take(50) {
+            let (heads, chains) = transmit(&mut driver, &mut ring, count);
+            // In two parts, of one publication.
+            let (first, second) = chains.split_at(count / 2);
+            ring.push_used_burst(first).unwrap();
+            ring.push_used_burst(second).unwrap();
+            assert_eq!(driver.used(), None);
+            assert_eq!(ring.publish(), Ok(true));
+            let mut back = Vec::new();
+            while let Some((head, len)) = driver.used() {
+                assert_eq!(len, 0);
+                back.push(head);
+            }
+            assert_eq!(back, heads);
+            assert_eq!(ring.in_flight(), 0);
+        }
+        round(&mut driver, &mut ring);
+    }
+}
+
+#[test]
+fn a_burst_goes_back_in_order_and_once() {
+    let (_ram, mut driver, mut ring) = pair(1 << VIRTIO_F_IN_ORDER);
+    let (heads, mut chains) = transmit(&mut driver, &mut ring, 4);
+    chains.swap(1, 2);
+    let error = RingError::OutOfOrder {
+        head: heads[2],
+        due: heads[1],
+    };
+    assert_eq!(ring.push_used_burst(&chains), Err(error));
+    assert_eq!(ring.in_flight(), 3, "the one before is staged");
+    chains.swap(1, 2);
+    ring.push_used_burst(&chains[1..]).unwrap();
+    assert_eq!(
+        ring.push_used_burst(&chains[..1]),
+        Err(RingError::NotInFlight { head: heads[0] })
+    );
+    ring.publish().unwrap();
+    assert_eq!(std::iter::from_fn(|| driver.used()).count(), 4);
+    round(&mut driver, &mut ring);
+}
+
+#[test]
+fn what_a_burst_leaves_is_taken_again() {
+    let (_ram, mut driver, mut ring) = pair(0);
+    for left in [0, 1, 5, 8] {
+        let (heads, mut chains) = transmit(&mut driver, &mut ring, 8);
+        ring.unpop(left);
+        let done = 8 - usize::from(left);
+        ring.push_used_burst(&chains[..done]).unwrap();
+        let next = ring.next_avail();
+        assert_eq!(ring.pop_burst(&mut chains), (left.into(), None));
+        assert_eq!(ring.next_avail(), next.wrapping_add(left));
+        assert_eq!(
+            chains[..left.into()].iter().map(Chain::head).collect::<Vec<_>>(),
+            heads[done..]
+        );
+        ring.push_used_burst(&chains[..left.into()]).unwrap();
+        ring.publish().unwrap();
+        assert_eq!(std::iter::from_fn(|| driver.used()).count(), 8);
+    }
+}
+
+#[test]
+fn chains_before_a_malformed_one_are_taken() {
+    let (_ram, mut driver, mut ring) = pair(0);
+    let heads: Vec<_> = (0..3).map(|_| driver.add_bytes(&[b"x"], &[]).unwrap().head).collect();
+    driver.offer(SIZE);
+    driver.publish();
+    let mut chains: Vec<_> = (0..8).map(|_| Chain::new()).collect();
+    let error = RingError::HeadOutOfRange { head: SIZE, size: SIZE };
+    assert_eq!(ring.pop_burst(&mut chains), (3, Some(error.clone())));
+    assert_eq!(ring.broken(), Some(&error));
+    assert_eq!(ring.pop_burst(&mut chains), (0, None), "it is told once");
+    ring.push_used_burst(&chains[..3]).unwrap();
+    ring.publish().unwrap();
+    assert_eq!(
+        std::iter::from_fn(|| driver.used())
+            .map(|(head, _)| head)
+            .collect::<Vec<_>>(),
+        heads
+    );
 }
 
 #[test]
