@@ -7,7 +7,7 @@
 set -euo pipefail
 
 usage() {
-    echo "usage: packages.sh [--yes] [--check] [--group dpdk-io|ovs-dpdk|qsd|raw|valgrind|perf]..." >&2
+    echo "usage: packages.sh [--yes] [--check] [--group dpdk-io|oracle|ovs-dpdk|qsd|raw|valgrind|perf]..." >&2
     exit 2
 }
 
@@ -29,6 +29,7 @@ group() {
                 [setpriv]=util-linux
             ) ;;
         dpdk-io) NEEDED[dpdk-testpmd]=dpdk-dev ;;
+        oracle) NEEDED+=([nft]=nftables [ip]=iproute2 [unshare]=util-linux) ;;
         ovs-dpdk) NEEDED[/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk]=openvswitch-switch-dpdk ;;
         qsd)
             NEEDED[qemu-storage-daemon]="qemu-system-common qemu-utils"

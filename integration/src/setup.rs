@@ -75,9 +75,9 @@ pub fn peers(systems: &[&str], yes: bool) -> Result<(), SetupError> {
     install(systems, yes)
 }
 
-/// Installs what the tests run: what the demo runs, and DPDK as a client.
+/// Installs what the tests run: what the demo runs, DPDK as a client, and nftables as the firewall's oracle.
 pub fn test_packages(yes: bool) -> Result<(), SetupError> {
-    install(&["demo", "dpdk-io"], yes)
+    install(&["demo", "dpdk-io", "oracle"], yes)
 }
 
 fn install(groups: &[&str], yes: bool) -> Result<(), SetupError> {
