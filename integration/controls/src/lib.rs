@@ -106,6 +106,12 @@ pub enum Check {
     StopDrains,
     /// What a session remembers stays within what its DPU offered: rings, memory slots, regions for what is in flight.
     SessionBounds,
+    /// A port has no more connections than its budget.
+    ConnectionBudget,
+    /// A TCP segment of a connection, a RST above all, must lie in its window.
+    ConnectionWindow,
+    /// An ICMP error is let through only for a packet that its receiver may have sent.
+    RelatedError,
 }
 
 const ALL: &[(Check, &str)] = &[
@@ -157,6 +163,9 @@ const ALL: &[(Check, &str)] = &[
     (Check::StaleQueue, "stale-queue"),
     (Check::StopDrains, "stop-drains"),
     (Check::SessionBounds, "session-bounds"),
+    (Check::ConnectionBudget, "connection-budget"),
+    (Check::ConnectionWindow, "connection-window"),
+    (Check::RelatedError, "related-error"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -1,0 +1,200 @@
+//! Does a segment lie in the window? Guido van Rooij, "Real Stateful TCP Packet Filtering in IP Filter" (2001).
+//!
+//! Seen from the middle, with what each end sent so far: a segment may not lie beyond what its receiver last offered
+//! (I), nor wholly before what was acknowledged long ago (II), and may acknowledge neither what wasn't sent yet (III)
+//! nor what is too old (IV).
+
+use outboard_controls::{Check, on};
+
+use super::{
+    Tracked,
+    segment::{ACK, RST, SYN, Segment},
+};
+use crate::{state::State, tuple::Direction};
+
+/// How old an acknowledgement may at least be, in bytes, even where the window is smaller.
+const ACKNOWLEDGED_WINDOW_MIN: u32 = 66_000;
+
+/// What is known of one end from what it sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct End {
+    /// The highest sequence number after anything it sent.
+    pub end: u32,
+    /// The highest sequence number that it may send up to: what the other end acknowledged and offered.
+    pub end_max: u32,
+    /// The largest window it offered, scaled. 0: nothing of it was seen.
+    pub window_max: u32,
+    /// The highest acknowledgement it sent.
+    pub acknowledged: u32,
+    /// How far its windows are shifted.
+    pub scale: u8,
+    /// It offered to scale windows.
+    pub scales: bool,
+    /// It takes selective acknowledgements.
+    pub selective_ack: bool,
+    /// It closed first.
+    pub closed_first: bool,
+    /// Something it sent is not acknowledged yet.
+    pub unacknowledged: bool,
+    /// `acknowledged` was seen.
+    pub has_acknowledged: bool,
+    /// Its segments are let through wherever they lie: what came before was not seen.
+    pub liberal: bool,
+}
+
+/// What the window says of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In it: what it says is taken over.
+    In,
+    /// Let through, without taking over what it says.
+    Aside,
+    /// Outside.
+    Out(Outside),
+}
+
+/// Why a segment is not in the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// It lies beyond what the receiver offered.
+    Beyond,
+    /// It acknowledges what was not sent.
+    AcknowledgesUnsent,
+}
+
+/// Sequence numbers wrap (RFC 9293 §3.4).
+#[inline]
+pub(crate) const fn is_before(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).cast_signed() < 0
+}
+
+#[inline]
+pub(crate) const fn is_after(a: u32, b: u32) -> bool {
+    is_before(b, a)
+}
+
+/// Place `segment` of `direction`, and take over what it says if it lies in the window.
+#[inline]
+pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segment: &Segment<'_>, lax: bool) -> Place {
+    let [original, reply] = &mut of.ends;
+    let (sender, receiver) = match direction {
+        Direction::Original => (original, reply),
+        Direction::Reply => (reply, original),
+    };
+    let mut sequence = segment.sequence;
+    let mut end = segment.end();
+    let (mut ack, mut sack) = (segment.acknowledgement, segment.acknowledgement);
+    if receiver.selective_ack && segment.has(ACK) {
+        sack = segment.highest_acknowledged();
+    }
+
+    let in_handshake = matches!(state, State::SynSent | State::SynSent2 | State::SynRecv);
+    if sender.window_max == 0 && !segment.has(SYN) {
+        join(sender, receiver, end, sack, segment.window);
+    } else if segment.has(SYN) && (sender.window_max == 0 || (in_handshake && is_after(end, sender.end))) {
+        introduce(sender, receiver, direction, segment);
+        if direction == Direction::Reply && !segment.has(ACK) {
+            return Place::In; // simultaneous open
+        }
+    }
+
+    if !segment.has(ACK) || (segment.has(RST) && ack == 0) {
+        // Some stacks set ACK in a RST without a number.
+        (ack, sack) = (receiver.end, receiver.end);
+    }
+    if segment.has(RST) && sequence == 0 && state == State::SynSent {
+        // The RST that answers a SYN has no number of its own.
+        (sequence, end) = (sender.end, sender.end);
+    }
+
+    let oldest_ack = receiver
+        .end
+        .wrapping_sub(sender.window_max.max(ACKNOWLEDGED_WINDOW_MIN))
+        .wrapping_sub(1);
+    let oldest = sender.end.wrapping_sub(receiver.window_max).wrapping_sub(1);
+    let is_not_too_old = receiver.window_max == 0 || is_after(end, oldest);
+    let place = if is_after(sequence, sender.end_max) {
+        let over = end.wrapping_sub(sender.end_max).wrapping_add(1);
+        if receiver.window_max != 0
+            && is_not_too_old
+            && is_after(sack, oldest_ack)
+            && over <= receiver.window_max
+            && !is_after(sack, receiver.end)
+        {
+            // Only a little too much. Should the receiver take it, its acknowledgement must not be refused.
+            sender.end = end;
+            sender.unacknowledged = true;
+            Place::Aside
+        } else {
+            Place::Out(Outside::Beyond)
+        }
+    } else if is_after(sack, receiver.end) {
+        Place::Out(Outside::AcknowledgesUnsent)
+    } else if !is_not_too_old || !is_after(sack, oldest_ack) {
+        Place::Aside // old data or an old acknowledgement, delayed: the receiver answers it or drops it
+    } else {
+        Place::In
+    };
+    if place != Place::In {
+        return if lax || sender.liberal || !on(Check::ConnectionWindow) {
+            Place::In
+        } else {
+            place
+        };
+    }
+
+    let window = u32::from(segment.window) << if segment.has(SYN) { 0 } else { sender.scale };
+    sender.window_max = sender.window_max.max(window.saturating_add(sack.wrapping_sub(ack)));
+    if is_after(end, sender.end) {
+        sender.end = end;
+        sender.unacknowledged = true;
+    }
+    if segment.has(ACK) && (!sender.has_acknowledged || is_after(ack, sender.acknowledged)) {
+        sender.acknowledged = ack;
+        sender.has_acknowledged = true;
+    }
+    if receiver.window_max != 0 && is_after(end, sender.end_max) {
+        receiver.window_max = receiver.window_max.saturating_add(end.wrapping_sub(sender.end_max));
+    }
+    let offered = sack.wrapping_add(window);
+    if !is_before(offered, receiver.end_max) {
+        receiver.end_max = if window == 0 { offered.wrapping_add(1) } else { offered };
+    }
+    if ack == receiver.end {
+        receiver.unacknowledged = false;
+    }
+    Place::In
+}
+
+/// What `end` says with its (first, or once more) SYN.
+pub(super) fn introduce(sender: &mut End, receiver: &mut End, direction: Direction, segment: &Segment<'_>) {
+    let offer = segment.offer();
+    *sender = End {
+        end: segment.end(),
+        end_max: segment.end(),
+        window_max: u32::from(segment.window).max(1),
+        scale: offer.scale.unwrap_or(0),
+        scales: offer.scale.is_some(),
+        selective_ack: offer.selective_ack,
+        ..End::default()
+    };
+    // Windows are scaled only if both ends offer it (RFC 7323 §2.2).
+    if direction == Direction::Reply && !(sender.scales && receiver.scales) {
+        sender.scale = 0;
+        receiver.scale = 0;
+    }
+}
+
+/// Begin with an end in the middle of its connection.
+pub(super) fn join(sender: &mut End, receiver: &mut End, end: u32, sack: u32, window: u16) {
+    sender.end = end;
+    sender.window_max = (u32::from(window) << sender.scale).max(1);
+    sender.end_max = end.wrapping_add(sender.window_max);
+    if receiver.window_max == 0 {
+        // Nothing of the other end was seen: whatever is acknowledged was sent.
+        receiver.end = sack;
+        receiver.end_max = sack;
+    } else if sack == receiver.end.wrapping_add(1) {
+        receiver.end = sack; // the answer to a keep-alive
+    }
+}
