@@ -21,6 +21,8 @@
 //!   can be is for the tests of the switch.
 //! - Checksums are right: Linux calls a packet with a wrong one invalid, we leave that to the receiver.
 //! - SCTP, DCCP and GRE have trackers of their own in Linux; here they would be protocols without ports.
+//! - Linux answers rejected packets only of protocols whose checksum it knows; so of others it is not compared whether
+//!   their sender is told.
 //! - Time: all of a case happens within the shortest of timeouts.
 //! - What a port may use as its sources, ARP and neighbour discovery: Linux knows no source guard here.
 //! - A packet between two ports without any group is not tracked by either.
@@ -33,6 +35,7 @@ pub mod frame;
 pub mod generate;
 pub mod linux;
 pub mod namespace;
+pub mod ours;
 pub mod packet;
 pub mod rules;
 pub mod shrink;

@@ -101,7 +101,13 @@ fn simpler_rules(rules: &Rules) -> Vec<Rules> {
         }
         for rule in 0..content.rules.len() {
             with(&|one| one.groups[group].rules[rule].peer = Peer::Any);
-            with(&|one| one.groups[group].rules[rule].family = None);
+            with(&|one| {
+                let rule = &mut one.groups[group].rules[rule];
+                // types mean something in one family only
+                if !matches!(rule.protocol, Protocol::Icmp(Some(_))) {
+                    rule.family = None;
+                }
+            });
             with(&|one| one.groups[group].rules[rule].priority = crate::rules::PRIORITY_DEFAULT);
             with(&|one| {
                 let protocol = &mut one.groups[group].rules[rule].protocol;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     PORT_COUNT, Step,
-    packet::{Body, Packet},
+    packet::{Body, Packet, flag},
     rules::{Family, Rules},
 };
 
@@ -60,6 +60,26 @@ pub(super) fn steps(random: &mut Random, rules: &Rules) -> Vec<Step> {
         steps.push(Step::Send(packet));
     }
     steps
+}
+
+/// A packet by which a connection may begin.
+pub(super) fn opening(random: &mut Random) -> Packet {
+    loop {
+        let packet = flow(random).next(random);
+        let opens = match &packet.body {
+            Body::Tcp(tcp) => tcp.flags == flag::SYN,
+            // queries, of the kinds whose answers are known
+            Body::Icmp { kind, .. } => match packet.family {
+                Family::V4 => [8, 13, 15, 17].contains(kind),
+                Family::V6 => [128, 139].contains(kind),
+            },
+            Body::Udp { .. } | Body::Other { .. } => true,
+            Body::Error { .. } => false,
+        };
+        if opens {
+            return packet;
+        }
+    }
 }
 
 /// Is there something to cut after its headers?

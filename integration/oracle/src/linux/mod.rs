@@ -82,6 +82,11 @@ impl Linux {
         })
     }
 
+    /// Forgets all connections.
+    pub fn forget(&mut self) -> Result<(), Failure> {
+        self.connections.forget()
+    }
+
     /// Waits until all that was sent before has arrived.
     fn settle(&mut self) -> Result<(), Failure> {
         self.marker = self.marker.wrapping_add(1);
@@ -123,7 +128,7 @@ impl Linux {
 impl Side for Linux {
     fn begin(&mut self, rules: &Rules) -> Result<(), Failure> {
         self.change(rules)?;
-        self.connections.forget()
+        self.forget()
     }
 
     fn change(&mut self, rules: &Rules) -> Result<(), Failure> {
