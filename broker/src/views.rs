@@ -2,9 +2,11 @@
 
 use jiff::Timestamp;
 use outboard_api::{
+    address_set::AddressSetView,
     binding::{BindingView, FunctionView},
     card::{Attestation, CardState, CardView},
     grant::{GrantView, Revocation},
+    group::{GroupView, RuleSpec},
     health::Health,
     network::NetworkView,
     port::PortView,
@@ -16,8 +18,8 @@ use outboard_protocol::{
 };
 
 use crate::{
-    core::{Answer, Failure, Live, Outcome},
-    inventory::{BindingRecord, CardRecord, Inventory, PortRecord, VolumeRecord},
+    core::{Answer, Failure, Live, Outcome, withheld},
+    inventory::{AddressSetRecord, BindingRecord, CardRecord, GroupRecord, Inventory, PortRecord, VolumeRecord},
 };
 
 fn time(unix_s: u64) -> Option<Timestamp> {
@@ -64,6 +66,38 @@ pub fn network(inventory: &Inventory, name: &Name) -> Option<NetworkView> {
     })
 }
 
+/// A security group.
+pub fn group(inventory: &Inventory, group: &GroupRecord) -> GroupView {
+    let name = &group.spec.name;
+    let has_it = |p: &&PortRecord| p.spec.groups.iter().flatten().any(|g| g == name);
+    let ids = group.spec.rule_ids();
+    GroupView {
+        rule_ids: ids.into_iter().map(|id| format!("{name}/{id}")).collect(),
+        ports: inventory
+            .ports
+            .values()
+            .filter(has_it)
+            .map(|p| p.spec.name.clone())
+            .collect(),
+        named_by: naming(inventory, |rule| rule.group.as_ref() == Some(name)),
+        spec: group.spec.clone(),
+    }
+}
+
+/// An address set.
+pub fn address_set(inventory: &Inventory, set: &AddressSetRecord) -> AddressSetView {
+    AddressSetView {
+        named_by: naming(inventory, |rule| rule.address_set.as_ref() == Some(&set.spec.name)),
+        spec: set.spec.clone(),
+    }
+}
+
+/// The groups with a rule like that.
+fn naming(inventory: &Inventory, rule: impl Fn(&RuleSpec) -> bool) -> Vec<Name> {
+    let groups = inventory.groups.values().filter(|g| g.spec.rules.iter().any(&rule));
+    groups.map(|g| g.spec.name.clone()).collect()
+}
+
 /// A port.
 pub fn port(inventory: &Inventory, live: &Live, port: &PortRecord) -> PortView {
     let object = ObjectRef {
@@ -74,7 +108,7 @@ pub fn port(inventory: &Inventory, live: &Live, port: &PortRecord) -> PortView {
     PortView {
         spec: port.spec.clone(),
         grant: grant(inventory, &object),
-        binding: inventory.bindings.get(&object).map(binding),
+        binding: inventory.bindings.get(&object).map(|b| binding(inventory, b)),
         counters: told.and_then(|t| t.ports.get(&port.spec.name)).map(Into::into),
     }
 }
@@ -90,14 +124,17 @@ pub fn volume(inventory: &Inventory, live: &Live, volume: &VolumeRecord) -> Volu
         spec: volume.spec.clone(),
         size_bytes: volume.spec.size.bytes(),
         grant: grant(inventory, &object),
-        binding: inventory.bindings.get(&object).map(binding),
+        binding: inventory.bindings.get(&object).map(|b| binding(inventory, b)),
         counters: told.and_then(|t| t.volumes.get(&volume.spec.name)).map(Into::into),
     }
 }
 
-/// A binding.
-pub fn binding(binding: &BindingRecord) -> BindingView {
+/// A binding. Where the broker withholds the object from its card, that is its error.
+pub fn binding(inventory: &Inventory, binding: &BindingRecord) -> BindingView {
     let function = &binding.function;
+    let port = inventory.ports.get(&binding.object.name);
+    let port = port.filter(|_| binding.object.kind == ObjectKind::Port && binding.state != State::Released);
+    let withheld = port.and_then(|port| withheld(inventory, port));
     BindingView {
         kind: binding.object.kind,
         name: binding.object.name.clone(),
@@ -112,7 +149,7 @@ pub fn binding(binding: &BindingRecord) -> BindingView {
         },
         generation: binding.generation,
         state: binding.state,
-        error: binding.error.as_ref().map(Into::into),
+        error: withheld.as_ref().or(binding.error.as_ref()).map(Into::into),
         since: time(binding.since_s),
     }
 }
@@ -153,6 +190,8 @@ pub fn grants(inventory: &Inventory) -> Vec<GrantView> {
 pub fn render(inventory: &Inventory, live: &Live, answer: &Answer) -> Result<Outcome, Failure> {
     let body = match answer {
         Answer::Network(name) => json(&network(inventory, name))?,
+        Answer::Group(name) => json(&inventory.groups.get(name).map(|g| group(inventory, g)))?,
+        Answer::AddressSet(name) => json(&inventory.address_sets.get(name).map(|s| address_set(inventory, s)))?,
         Answer::Port(name) => json(&inventory.ports.get(name).map(|p| port(inventory, live, p)))?,
         Answer::Volume(name) => json(&inventory.volumes.get(name).map(|v| volume(inventory, live, v)))?,
         Answer::Grant(object) => json(&grant(inventory, object))?,

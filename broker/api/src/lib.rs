@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`card`], [`network`], [`port`], [`volume`] | one resource each: what is declared (`…Spec`) and what is (`…View`) |
+//! | [`card`], [`network`], [`group`], [`address_set`], [`port`], [`volume`] | one resource each: what is declared (`…Spec`) and what is (`…View`) |
 //! | [`binding`], [`grant`] | who has what, and who may |
 //! | [`topology`] | the declarative file: parsing, checking, and the difference between two of them |
 //! | [`error`] | the body of every 4xx and 5xx answer |
@@ -11,10 +11,12 @@
 //! Inputs refuse unknown keys; views may grow keys in later versions.
 #![forbid(unsafe_code)]
 
+pub mod address_set;
 pub mod binding;
 pub mod card;
 pub mod error;
 pub mod grant;
+pub mod group;
 pub mod health;
 pub mod network;
 pub mod operator;

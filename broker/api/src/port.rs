@@ -28,6 +28,10 @@ pub struct PortSpec {
     #[serde(default)]
     #[schema(value_type = Vec<String>, example = json!(["10.0.0.1"]))]
     pub addresses: Vec<IpAddr>,
+    /// Its security groups. If left out it is not filtered; with an empty list nothing may pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["web"]))]
+    pub groups: Option<Vec<Name>>,
     /// The card that serves it. If left out: the only one that the topology names, or else the only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "local")]

@@ -27,7 +27,7 @@ pub(crate) use text_schema;
 mod tests {
     use utoipa::OpenApi;
 
-    use crate::{binding, card, error, grant, health, network, operator, port, topology, volume};
+    use crate::{address_set, binding, card, error, grant, group, health, network, operator, port, topology, volume};
 
     #[derive(OpenApi)]
     #[openapi(components(schemas(
@@ -38,6 +38,8 @@ mod tests {
         error::ErrorBody,
         grant::GrantRequest,
         grant::GrantView,
+        address_set::AddressSetView,
+        group::GroupView,
         health::Health,
         network::NetworkView,
         operator::OperatorCredentials,

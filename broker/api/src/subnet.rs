@@ -45,6 +45,24 @@ impl Subnet {
         Some(Self { address, prefix_len })
     }
 
+    /// The subnet of one address alone.
+    pub fn of_one(address: IpAddr) -> Self {
+        Self {
+            address,
+            prefix_len: width(address),
+        }
+    }
+
+    /// Its lowest address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Bits that all its addresses have in common.
+    pub fn prefix_len(&self) -> u8 {
+        self.prefix_len
+    }
+
     /// Does the address lie in it?
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && Self::of(address, self.prefix_len) == Some(*self)

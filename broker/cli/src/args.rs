@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{apply, binding, card, grant, network, operator, port, status, volume},
+    commands::{address_set, apply, binding, card, grant, group, network, operator, port, status, volume},
     options::Global,
     up,
 };
@@ -41,7 +41,7 @@ pub struct Cli {
 pub enum Command {
     /// Start broker, DPU and shim on this machine from one file, and print what VMMs need
     Up(up::UpArgs),
-    /// Make networks, ports and volumes as a file declares them
+    /// Make networks, security groups, ports and volumes as a file declares them
     Apply(apply::ApplyArgs),
     /// Show what applying a file would change; exit status 2 if anything
     Diff(apply::DiffArgs),
@@ -51,7 +51,11 @@ pub enum Command {
     Card(card::CardArgs),
     /// Networks: list, show, create, delete
     Network(network::NetworkArgs),
-    /// Ports, a guest's virtio-net devices: list, show, create, delete
+    /// Security groups and their rules, what ports may receive and send: list, show, add, remove, rule
+    Group(group::GroupArgs),
+    /// Lists of addresses that rules name: list, show, add, remove
+    AddressSet(address_set::AddressSetArgs),
+    /// Ports, a guest's virtio-net devices: list, show, create, set, delete
     Port(port::PortArgs),
     /// Volumes, a guest's virtio-blk devices: list, show, create, delete
     Volume(volume::VolumeArgs),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::{
     args::Command,
-    commands::{apply, binding, card, grant, network, operator, port, status, volume},
+    commands::{address_set, apply, binding, card, grant, group, network, operator, port, status, volume},
     error::CliError,
     options::Global,
     up,
@@ -23,6 +23,8 @@ pub async fn run(global: &Global, command: Command) -> Result<ExitCode, CliError
         Command::Status(args) => status::run(global, &args).await.map(done),
         Command::Card(args) => card::run(global, &args).await.map(done),
         Command::Network(args) => network::run(global, &args).await.map(done),
+        Command::Group(args) => group::run(global, &args).await.map(done),
+        Command::AddressSet(args) => address_set::run(global, &args).await.map(done),
         Command::Port(args) => port::run(global, &args).await.map(done),
         Command::Volume(args) => volume::run(global, &args).await.map(done),
         Command::Grant(args) => grant::run(global, &args).await.map(done),

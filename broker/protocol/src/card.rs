@@ -13,8 +13,9 @@ use crate::{
 /// Largest message on the card channel, in bytes, without its 4-byte big-endian length.
 pub const CARD_MESSAGE_LEN_MAX: usize = 4 << 20;
 
-/// Versions of the card protocol that this code speaks: lowest and highest.
-pub const CARD_VERSIONS: (u16, u16) = (1, 1);
+/// Versions of the card protocol that this code speaks: lowest and highest. Version 2 brought security groups: see
+/// [`crate::desired::GROUPS_CARD_VERSION`].
+pub const CARD_VERSIONS: (u16, u16) = (1, 2);
 
 /// DNS name in the broker's certificate: a card checks for it, whatever address it reaches the broker at.
 pub const BROKER_TLS_NAME: &str = "outboard-broker";

@@ -7,7 +7,10 @@ use outboard_protocol::{
     card::{CARD_MESSAGE_LEN_MAX, CARD_VERSIONS},
     card_side::{HIGH_WATER_MAX, OPERATIONS_MAX, PREPARE_RETRY_MS},
     codec::{ARRAY_ITEMS_MAX, BYTES_LEN_MAX, NESTING_DEPTH_MAX, TEXT_LEN_MAX},
-    desired::{ENTRIES_PER_SET_MAX, GROUPS_PER_PORT_MAX, MEMBER_ADDRESSES_MAX, RULES_PER_GROUP_MAX},
+    desired::{
+        ENTRIES_PER_SET_MAX, GROUPS_PER_PORT_MAX, MEMBER_ADDRESSES_MAX, PEERS_PER_GROUP_MAX, PEERS_PER_PORT_MAX,
+        RULES_PER_GROUP_MAX,
+    },
     id::{Generation, Incarnation, NAME_LEN_MAX, ObjectKind, ObjectRef},
     link::{LINK_MESSAGE_LEN_MAX, LINK_VERSIONS},
     operation::{ID_KEPT_S, RESULT_KEPT_S},
@@ -184,7 +187,7 @@ fn the_table_of_reports_is_what_step_does() {
 
 #[test]
 fn the_list_of_limits_is_the_codes() {
-    let limits: [(&str, u64, &str); 21] = [
+    let limits: [(&str, u64, &str); 23] = [
         ("link protocol, lowest version", LINK_VERSIONS.0.into(), ""),
         ("link protocol, highest version", LINK_VERSIONS.1.into(), ""),
         ("card protocol, lowest version", CARD_VERSIONS.0.into(), ""),
@@ -200,6 +203,16 @@ fn the_list_of_limits_is_the_codes() {
         ("items of one array", ARRAY_ITEMS_MAX, ""),
         ("rules of one group", RULES_PER_GROUP_MAX as u64, ""),
         ("groups of one port", GROUPS_PER_PORT_MAX as u64, ""),
+        (
+            "different groups and address sets named by the rules of one group",
+            PEERS_PER_GROUP_MAX as u64,
+            "",
+        ),
+        (
+            "the same, added up over the groups of one port",
+            PEERS_PER_PORT_MAX as u64,
+            "",
+        ),
         ("entries of one address set", ENTRIES_PER_SET_MAX as u64, ""),
         (
             "addresses of one group's members on one network",

@@ -70,7 +70,12 @@ pub async fn delete(State(api): State<Api>, path: Path<(String, String)>, mutati
 #[utoipa::path(get, path = "/v1/bindings", tag = "grants", responses((status = 200, body = Vec<BindingView>)))]
 pub async fn bindings(State(api): State<Api>) -> Answered<Json<Vec<BindingView>>> {
     show(&api, |core| {
-        Ok(core.inventory().bindings.values().map(views::binding).collect())
+        let inventory = core.inventory();
+        Ok(inventory
+            .bindings
+            .values()
+            .map(|b| views::binding(inventory, b))
+            .collect())
     })
     .await
 }

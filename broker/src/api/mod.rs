@@ -3,6 +3,7 @@
 mod access;
 mod cards;
 mod grants;
+mod groups;
 mod objects;
 mod request;
 mod serve;
@@ -41,7 +42,7 @@ pub struct Api {
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Outboard broker",
-    description = "Declares networks, ports and volumes, enrols cards and says which host may have what. A mutation may \
+    description = "Declares networks, security groups, ports and volumes, enrols cards and says which host may have what. A mutation may \
                    carry the header `Outboard-Operation-Id: <uuid>`: the same id with the same request gets the same \
                    answer and has one effect; with another request it is refused."
 ))]
@@ -62,6 +63,16 @@ pub fn router(api: Api) -> (Router, utoipa::openapi::OpenApi) {
             objects::get_network,
             objects::put_network,
             objects::delete_network
+        ))
+        .routes(routes!(groups::list_groups))
+        .routes(routes!(groups::get_group, groups::put_group, groups::delete_group))
+        .routes(routes!(groups::add_rule))
+        .routes(routes!(groups::remove_rule))
+        .routes(routes!(groups::list_address_sets))
+        .routes(routes!(
+            groups::get_address_set,
+            groups::put_address_set,
+            groups::delete_address_set
         ))
         .routes(routes!(objects::list_ports))
         .routes(routes!(objects::get_port, objects::put_port, objects::delete_port))

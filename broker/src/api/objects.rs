@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The name in the body must be the one in the path.
-fn same_name(kind: &str, path: &Name, body: &Name) -> Result<(), Failure> {
+pub fn same_name(kind: &str, path: &Name, body: &Name) -> Result<(), Failure> {
     if path == body {
         return Ok(());
     }

@@ -14,6 +14,7 @@ use outboard_protocol::{
 use super::{
     Draft, Failure,
     desired::{content, desired_state},
+    policy,
 };
 use crate::inventory::{
     Action, BindingRecord, BrokerRecord, CardRecord, FUNCTIONS_PER_CARD_MAX, Inventory, Placement, Record, RecordKey,
@@ -174,11 +175,14 @@ fn raise_revisions(draft: &mut Draft<'_>) -> Result<(), Failure> {
             touched.extend(draft.cards.keys().cloned());
         }
     }
+    touched.extend(policy::cards_touched(draft));
     for name in touched {
         let Some(card) = draft.cards.get(&name).cloned() else {
             continue;
         };
-        let (desired_sha256, len) = content(&desired_state(draft, &name));
+        let state = desired_state(draft, &name);
+        policy::check_members(&state)?;
+        let (desired_sha256, len) = content(&state);
         if len > CARD_MESSAGE_LEN_MAX - ENVELOPE_LEN_MAX {
             return Err(Failure::quota(
                 format!("card {name}"),

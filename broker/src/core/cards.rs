@@ -123,6 +123,7 @@ impl Core {
         let theirs = (hello.broker_epoch, hello.revision);
         let record = CardRecord {
             isolation: Some(hello.isolation),
+            version: Some(version),
             dpu_epoch: Some(hello.dpu_epoch),
             revision: record.revision.max(hello.revision),
             last_seen_s: Some(now_s),

@@ -1,6 +1,8 @@
 //! What can be asked of the core.
 
 use outboard_api::{
+    address_set::AddressSetSpec,
+    group::{GroupSpec, RuleSpec},
     network::NetworkSpec,
     port::PortSpec,
     topology::{Change, Topology},
@@ -18,6 +20,28 @@ pub enum Command {
     PutNetwork(NetworkSpec),
     /// Remove a network.
     DeleteNetwork(Name),
+    /// Declare a security group.
+    PutGroup(GroupSpec),
+    /// Remove a security group.
+    DeleteGroup(Name),
+    /// Add a rule to a group, unless it has that rule.
+    AddRule {
+        /// The group.
+        group: Name,
+        /// The rule.
+        rule: RuleSpec,
+    },
+    /// Remove a rule from a group.
+    RemoveRule {
+        /// The group.
+        group: Name,
+        /// What the rule is called within the group: its name, or such as `ingress/1`.
+        rule: String,
+    },
+    /// Declare an address set.
+    PutAddressSet(AddressSetSpec),
+    /// Remove an address set.
+    DeleteAddressSet(Name),
     /// Declare a port.
     PutPort(PortSpec),
     /// Declare a volume.
@@ -62,6 +86,10 @@ pub enum Command {
 pub enum Answer {
     /// The network.
     Network(Name),
+    /// The security group.
+    Group(Name),
+    /// The address set.
+    AddressSet(Name),
     /// The port.
     Port(Name),
     /// The volume.

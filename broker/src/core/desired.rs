@@ -4,27 +4,29 @@ use outboard_protocol::{
     binding::State,
     codec::encode,
     desired::{DesiredState, Grant, Port, Volume},
-    id::Name,
+    id::{Name, ObjectKind, ObjectRef},
 };
 
+use super::policy::{policy_of, withheld};
 use crate::{
     identity::sha256_hex,
-    inventory::{BindingRecord, Inventory},
+    inventory::{BindingRecord, Inventory, PortRecord},
 };
 
 /// Everything that `card` has to hold, at its present revision.
 pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
-    let ports = inventory
+    let held: Vec<&PortRecord> = inventory
         .ports
         .values()
-        .filter(|p| p.placement.card == *card)
-        .map(|p| Port {
-            name: p.spec.name.clone(),
-            network: p.spec.network.clone(),
-            mac: p.spec.mac,
-            addresses: p.spec.addresses.clone(),
-            groups: None,
-        });
+        .filter(|p| p.placement.card == *card && withheld(inventory, p).is_none())
+        .collect();
+    let ports = held.iter().map(|p| Port {
+        name: p.spec.name.clone(),
+        network: p.spec.network.clone(),
+        mac: p.spec.mac,
+        addresses: p.spec.addresses.clone(),
+        groups: p.spec.groups.clone(),
+    });
     let volumes = inventory
         .volumes
         .values()
@@ -38,7 +40,7 @@ pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
     let bindings = inventory
         .bindings
         .values()
-        .filter(|b| b.function.card == *card && is_wanted(b));
+        .filter(|b| b.function.card == *card && is_wanted(b) && !is_withheld(inventory, &b.object));
     let grants = bindings.map(|b| Grant {
         object: b.object.clone(),
         host: b.host.clone(),
@@ -46,14 +48,25 @@ pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
         incarnation: b.function.incarnation,
         expires_unix_s: None,
     });
+    let (groups, address_sets, members) = policy_of(inventory, &held);
     DesiredState {
         broker_epoch: inventory.broker.epoch,
         revision: inventory.cards.get(card).map(|c| c.revision).unwrap_or_default(),
         ports: ports.collect(),
         volumes: volumes.collect(),
         grants: grants.collect(),
-        ..DesiredState::default()
+        groups,
+        address_sets,
+        members,
     }
+}
+
+fn is_withheld(inventory: &Inventory, object: &ObjectRef) -> bool {
+    let port = inventory
+        .ports
+        .get(&object.name)
+        .filter(|_| object.kind == ObjectKind::Port);
+    port.is_some_and(|port| withheld(inventory, port).is_some())
 }
 
 /// Whether the card is to hold the binding.

@@ -28,6 +28,31 @@ pub fn broken(inventory: &Inventory) -> Option<String> {
             port.spec.name, port.spec.network
         ));
     }
+    for port in inventory.ports.values() {
+        let named = port.spec.groups.iter().flatten();
+        if let Some(group) = named.into_iter().find(|name| !inventory.groups.contains_key(*name)) {
+            return Some(format!("port {} has group {group}, which is not there", port.spec.name));
+        }
+    }
+    for group in inventory.groups.values() {
+        let name = &group.spec.name;
+        for rule in &group.spec.rules {
+            if let Some(other) = rule.group.as_ref().filter(|g| !inventory.groups.contains_key(*g)) {
+                return Some(format!(
+                    "a rule of group {name} names group {other}, which is not there"
+                ));
+            }
+            if let Some(set) = rule
+                .address_set
+                .as_ref()
+                .filter(|s| !inventory.address_sets.contains_key(*s))
+            {
+                return Some(format!(
+                    "a rule of group {name} names address set {set}, which is not there"
+                ));
+            }
+        }
+    }
     let mut functions = BTreeSet::new();
     for binding in inventory.bindings.values().filter(|b| b.state != State::Released) {
         let function = &binding.function;

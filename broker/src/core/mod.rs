@@ -14,6 +14,7 @@ mod handle;
 mod invariants;
 mod live;
 mod operations;
+mod policy;
 mod report;
 mod select;
 
@@ -29,6 +30,7 @@ pub use failure::Failure;
 pub use handle::{CoreHandle, Gone, spawn};
 pub use live::{Connection, ConnectionId, Live, Outbox, Telemetry};
 pub use operations::Outcome;
+pub use policy::withheld;
 pub use select::{current, placed};
 
 use crate::{

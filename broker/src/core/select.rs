@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use outboard_api::{
     card::{SERIAL_LEN_MAX, TOKEN_TTL_MAX_S},
+    group::GroupSpec,
     network::NetworkSpec,
     port::PortSpec,
     topology::{Current, Topology, TopologyKind, TopologyObject, diff},
@@ -14,13 +15,14 @@ use outboard_protocol::{
     id::{Name, ObjectKind, ObjectRef},
 };
 
-use super::{Answer, Command, Failure, Live, allocate::end};
+use super::{Answer, Command, Failure, Live, allocate::end, policy};
 use crate::{
     identity::TokenRecord,
     inventory::{
-        ADDRESSES_PER_PORT_MAX, Action, CARDS_MAX, CardRecord, Inventory, NETWORKS_MAX, NetworkRecord, OPERATORS_MAX,
-        OperatorRecord, PORTS_MAX, Placement, PortRecord, Record, RecordKey, SUBNETS_PER_NETWORK_MAX,
-        VOLUME_PATH_LEN_MAX, VOLUMES_MAX, VolumeRecord,
+        ADDRESS_SETS_MAX, ADDRESSES_PER_PORT_MAX, Action, AddressSetRecord, CARDS_MAX, CardRecord, GROUPS_MAX,
+        GroupRecord, Inventory, NETWORKS_MAX, NetworkRecord, OPERATORS_MAX, OperatorRecord, PORTS_MAX, Placement,
+        PortRecord, RULES_MAX, Record, RecordKey, SET_ENTRIES_MAX, SUBNETS_PER_NETWORK_MAX, VOLUME_PATH_LEN_MAX,
+        VOLUMES_MAX, VolumeRecord,
     },
 };
 
@@ -70,6 +72,28 @@ pub fn select(inventory: &Inventory, live: &Live, command: Command, now_s: u64) 
             )
         }
         Command::DeleteNetwork(name) => delete_network(inventory, name),
+        Command::PutGroup(spec) => declare_group(inventory, spec, now_s),
+        Command::DeleteGroup(name) => policy::delete_group(inventory, name),
+        Command::AddRule { group, rule } => match policy::with_rule(inventory, &group, rule)? {
+            Some(spec) => declare_group(inventory, spec, now_s),
+            None => Ok((vec![], Answer::Group(group))),
+        },
+        Command::RemoveRule { group, rule } => {
+            declare_group(inventory, policy::without_rule(inventory, &group, &rule)?, now_s)
+        }
+        Command::PutAddressSet(spec) => {
+            let name = spec.name.clone();
+            declare(
+                inventory,
+                Topology {
+                    address_sets: vec![spec],
+                    ..Topology::default()
+                },
+                Answer::AddressSet(name),
+                now_s,
+            )
+        }
+        Command::DeleteAddressSet(name) => policy::delete_address_set(inventory, name),
         Command::Delete(object) => Ok((remove(&object), Answer::Done)),
         Command::Grant { object, host } => grant(inventory, object, host),
         Command::Revoke(object) => revoke(inventory, object),
@@ -98,6 +122,15 @@ pub fn select(inventory: &Inventory, live: &Live, command: Command, now_s: u64) 
     }
 }
 
+fn declare_group(inventory: &Inventory, spec: GroupSpec, now_s: u64) -> Result<Selected, Failure> {
+    let answer = Answer::Group(spec.name.clone());
+    let wanted = Topology {
+        groups: vec![spec],
+        ..Topology::default()
+    };
+    declare(inventory, wanted, answer, now_s)
+}
+
 /// What is declared now, in the API's terms.
 pub fn current(inventory: &Inventory) -> Current {
     let mut applied = BTreeSet::new();
@@ -111,6 +144,14 @@ pub fn current(inventory: &Inventory) -> Current {
         .values()
         .for_each(|n| note(TopologyKind::Network, &n.spec.name, n.applied));
     inventory
+        .address_sets
+        .values()
+        .for_each(|s| note(TopologyKind::AddressSet, &s.spec.name, s.applied));
+    inventory
+        .groups
+        .values()
+        .for_each(|g| note(TopologyKind::Group, &g.spec.name, g.applied));
+    inventory
         .ports
         .values()
         .for_each(|p| note(TopologyKind::Port, &p.spec.name, p.applied));
@@ -120,6 +161,8 @@ pub fn current(inventory: &Inventory) -> Current {
         .for_each(|v| note(TopologyKind::Volume, &v.spec.name, v.applied));
     let topology = Topology {
         networks: inventory.networks.values().map(|n| n.spec.clone()).collect(),
+        address_sets: inventory.address_sets.values().map(|s| s.spec.clone()).collect(),
+        groups: inventory.groups.values().map(|g| g.spec.clone()).collect(),
         volumes: inventory.volumes.values().map(|v| v.spec.clone()).collect(),
         ports: inventory.ports.values().map(|p| p.spec.clone()).collect(),
     };
@@ -138,6 +181,7 @@ pub fn placed(inventory: &Inventory, current: &Current, mut wanted: Topology) ->
     after.check()?;
     check_counts(&after)?;
     wanted.volumes.iter().try_for_each(|v| check_idle(inventory, v))?;
+    wanted.ports.iter().try_for_each(|p| policy::check_card(inventory, p))?;
     Ok(wanted)
 }
 
@@ -170,6 +214,8 @@ fn removal(object: &TopologyObject) -> Action {
     let name = object.name.clone();
     Action::Remove(match object.kind {
         TopologyKind::Network => RecordKey::Network(name),
+        TopologyKind::AddressSet => RecordKey::AddressSet(name),
+        TopologyKind::Group => RecordKey::Group(name),
         TopologyKind::Port => RecordKey::Port(name),
         TopologyKind::Volume => RecordKey::Volume(name),
     })
@@ -184,6 +230,22 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
         let new = NetworkRecord { spec, applied };
         if old != Some(&new) {
             actions.push(Action::Put(Record::Network(new)));
+        }
+    }
+    for spec in wanted.address_sets {
+        let old = inventory.address_sets.get(&spec.name);
+        let applied = by_apply || old.is_some_and(|o| o.applied);
+        let new = AddressSetRecord { spec, applied };
+        if old != Some(&new) {
+            actions.push(Action::Put(Record::AddressSet(new)));
+        }
+    }
+    for spec in wanted.groups {
+        let old = inventory.groups.get(&spec.name);
+        let applied = by_apply || old.is_some_and(|o| o.applied);
+        let new = GroupRecord { spec, applied };
+        if old != Some(&new) {
+            actions.push(Action::Put(Record::Group(new)));
         }
     }
     for spec in wanted.volumes {
@@ -288,6 +350,14 @@ fn check_limits(wanted: &Topology) -> Result<(), Failure> {
 fn check_counts(after: &Topology) -> Result<(), Failure> {
     let counts = [
         (after.networks.len(), "networks", NETWORKS_MAX),
+        (after.groups.len(), "groups", GROUPS_MAX),
+        (after.groups.iter().map(|g| g.rules.len()).sum(), "rules", RULES_MAX),
+        (after.address_sets.len(), "address sets", ADDRESS_SETS_MAX),
+        (
+            after.address_sets.iter().map(|s| s.addresses.len()).sum(),
+            "addresses in address sets",
+            SET_ENTRIES_MAX,
+        ),
         (after.ports.len(), "ports", PORTS_MAX),
         (after.volumes.len(), "volumes", VOLUMES_MAX),
     ];

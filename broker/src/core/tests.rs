@@ -100,6 +100,7 @@ pub(super) fn furnish(core: &mut Core) {
 
 pub(super) fn port_spec(number: u8) -> PortSpec {
     PortSpec {
+        groups: None,
         name: name(&format!("vm{number}")),
         network: name("blue"),
         mac: format!("52:54:00:00:00:{number:02x}").parse().unwrap(),

@@ -6,6 +6,14 @@ pub const CARDS_MAX: usize = 1024;
 pub const NETWORKS_MAX: usize = 1024;
 /// Most subnets of one network.
 pub const SUBNETS_PER_NETWORK_MAX: usize = 64;
+/// Most security groups.
+pub const GROUPS_MAX: usize = 4096;
+/// Most rules of all groups together.
+pub const RULES_MAX: usize = 131_072;
+/// Most address sets.
+pub const ADDRESS_SETS_MAX: usize = 4096;
+/// Most addresses and subnets of all address sets together.
+pub const SET_ENTRIES_MAX: usize = 131_072;
 /// Most ports.
 pub const PORTS_MAX: usize = 8192;
 /// Most addresses of one port.

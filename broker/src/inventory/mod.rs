@@ -25,6 +25,10 @@ pub struct Inventory {
     pub cards: BTreeMap<Name, CardRecord>,
     /// Networks.
     pub networks: BTreeMap<Name, NetworkRecord>,
+    /// Security groups.
+    pub groups: BTreeMap<Name, GroupRecord>,
+    /// Address sets.
+    pub address_sets: BTreeMap<Name, AddressSetRecord>,
     /// Ports.
     pub ports: BTreeMap<Name, PortRecord>,
     /// Volumes.
@@ -46,6 +50,10 @@ pub enum Record {
     Card(CardRecord),
     /// A network.
     Network(NetworkRecord),
+    /// A security group.
+    Group(GroupRecord),
+    /// An address set.
+    AddressSet(AddressSetRecord),
     /// A port.
     Port(PortRecord),
     /// A volume.
@@ -67,6 +75,10 @@ pub enum RecordKey {
     Card(Name),
     /// A network.
     Network(Name),
+    /// A security group.
+    Group(Name),
+    /// An address set.
+    AddressSet(Name),
     /// A port.
     Port(Name),
     /// A volume.
@@ -104,6 +116,8 @@ impl Record {
             Self::Broker(_) => RecordKey::Broker,
             Self::Card(r) => RecordKey::Card(r.name.clone()),
             Self::Network(r) => RecordKey::Network(r.spec.name.clone()),
+            Self::Group(r) => RecordKey::Group(r.spec.name.clone()),
+            Self::AddressSet(r) => RecordKey::AddressSet(r.spec.name.clone()),
             Self::Port(r) => RecordKey::Port(r.spec.name.clone()),
             Self::Volume(r) => RecordKey::Volume(r.spec.name.clone()),
             Self::Binding(r) => RecordKey::Binding(r.object.clone()),
@@ -117,6 +131,8 @@ impl Record {
             Self::Broker(r) => encode_record(r),
             Self::Card(r) => encode_record(r),
             Self::Network(r) => encode_record(r),
+            Self::Group(r) => encode_record(r),
+            Self::AddressSet(r) => encode_record(r),
             Self::Port(r) => encode_record(r),
             Self::Volume(r) => encode_record(r),
             Self::Binding(r) => encode_record(r),
@@ -130,6 +146,8 @@ impl Record {
             Table::Meta => Self::Broker(decode_record(bytes)?),
             Table::Cards => Self::Card(decode_record(bytes)?),
             Table::Networks => Self::Network(decode_record(bytes)?),
+            Table::Groups => Self::Group(decode_record(bytes)?),
+            Table::AddressSets => Self::AddressSet(decode_record(bytes)?),
             Table::Ports => Self::Port(decode_record(bytes)?),
             Table::Volumes => Self::Volume(decode_record(bytes)?),
             Table::Bindings => Self::Binding(decode_record(bytes)?),
@@ -146,6 +164,8 @@ impl RecordKey {
             Self::Broker => (Table::Meta, "broker".to_owned()),
             Self::Card(name) => (Table::Cards, name.to_string()),
             Self::Network(name) => (Table::Networks, name.to_string()),
+            Self::Group(name) => (Table::Groups, name.to_string()),
+            Self::AddressSet(name) => (Table::AddressSets, name.to_string()),
             Self::Port(name) => (Table::Ports, name.to_string()),
             Self::Volume(name) => (Table::Volumes, name.to_string()),
             Self::Binding(object) => (Table::Bindings, format!("{}/{}", object.kind, object.name)),
@@ -235,6 +255,8 @@ impl Inventory {
             }
             RecordKey::Card(name) => swap_in!(cards, name, Card),
             RecordKey::Network(name) => swap_in!(networks, name, Network),
+            RecordKey::Group(name) => swap_in!(groups, name, Group),
+            RecordKey::AddressSet(name) => swap_in!(address_sets, name, AddressSet),
             RecordKey::Port(name) => swap_in!(ports, name, Port),
             RecordKey::Volume(name) => swap_in!(volumes, name, Volume),
             RecordKey::Binding(object) => swap_in!(bindings, object, Binding),

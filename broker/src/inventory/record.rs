@@ -1,9 +1,12 @@
 //! The records, as the store keeps them. Fields are only ever added, with a default.
 
-use outboard_api::{network::NetworkSpec, port::PortSpec, volume::VolumeSpec};
+use outboard_api::{
+    address_set::AddressSetSpec, group::GroupSpec, network::NetworkSpec, port::PortSpec, volume::VolumeSpec,
+};
 use outboard_protocol::{
     binding::{Binding, Event, Now, State, step},
     card::Isolation,
+    desired::GROUPS_CARD_VERSION,
     id::{BootEpoch, BrokerEpoch, FunctionId, Generation, Incarnation, Name, ObjectRef, Revision},
     refusal::Refusal,
 };
@@ -34,6 +37,9 @@ pub struct CardRecord {
     pub certificate: Option<CertificateRecord>,
     /// As it told last.
     pub isolation: Option<Isolation>,
+    /// Version of the card protocol that was spoken last; none before the first time.
+    #[serde(default)]
+    pub version: Option<u16>,
     /// Boot epoch that it told last.
     pub dpu_epoch: Option<BootEpoch>,
     /// Revision of its desired state.
@@ -57,6 +63,7 @@ impl CardRecord {
             token,
             certificate: None,
             isolation: None,
+            version: None,
             dpu_epoch: None,
             revision: Revision::default(),
             desired_sha256: String::new(),
@@ -64,6 +71,13 @@ impl CardRecord {
             incarnation: Incarnation::default(),
             last_seen_s: None,
         }
+    }
+}
+
+impl CardRecord {
+    /// Whether it can filter. One that was never heard of is taken to be of this version.
+    pub fn knows_groups(&self) -> bool {
+        self.version.is_none_or(|version| version >= GROUPS_CARD_VERSION)
     }
 }
 
@@ -82,6 +96,24 @@ pub struct NetworkRecord {
     /// As declared.
     pub spec: NetworkSpec,
     /// Whether applying a topology made it; then applying one without it deletes it.
+    pub applied: bool,
+}
+
+/// A security group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// As declared.
+    pub spec: GroupSpec,
+    /// Whether applying a topology made it.
+    pub applied: bool,
+}
+
+/// An address set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressSetRecord {
+    /// As declared.
+    pub spec: AddressSetSpec,
+    /// Whether applying a topology made it.
     pub applied: bool,
 }
 

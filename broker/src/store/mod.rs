@@ -20,6 +20,10 @@ pub enum Table {
     Cards,
     /// Networks, by name.
     Networks,
+    /// Security groups, by name.
+    Groups,
+    /// Address sets, by name.
+    AddressSets,
     /// Ports, by name.
     Ports,
     /// Volumes, by name.
@@ -34,10 +38,12 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Meta,
         Self::Cards,
         Self::Networks,
+        Self::Groups,
+        Self::AddressSets,
         Self::Ports,
         Self::Volumes,
         Self::Bindings,
@@ -51,6 +57,8 @@ impl Table {
             Self::Meta => "meta",
             Self::Cards => "cards",
             Self::Networks => "networks",
+            Self::Groups => "groups",
+            Self::AddressSets => "address_sets",
             Self::Ports => "ports",
             Self::Volumes => "volumes",
             Self::Bindings => "bindings",

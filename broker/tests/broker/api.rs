@@ -287,7 +287,10 @@ async fn the_document_describes_every_route() {
             format!("DELETE /v1/{kind}/{{name}}"),
         ]
     };
-    let mut expected: BTreeSet<String> = ["networks", "ports", "volumes"].into_iter().flat_map(named).collect();
+    let mut expected: BTreeSet<String> = ["networks", "groups", "address-sets", "ports", "volumes"]
+        .into_iter()
+        .flat_map(named)
+        .collect();
     expected.extend(
         [
             "GET /v1/health",
@@ -301,6 +304,8 @@ async fn the_document_describes_every_route() {
             "PUT /v1/grants/{kind}/{name}",
             "DELETE /v1/grants/{kind}/{name}",
             "GET /v1/bindings",
+            "POST /v1/groups/{name}/rules",
+            "DELETE /v1/groups/{name}/rules/{rule}",
             "POST /v1/operators/{name}",
             "POST /v1/topology/diff",
             "PUT /v1/topology",

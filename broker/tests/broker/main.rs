@@ -3,4 +3,5 @@
 mod api;
 mod cards;
 mod daemon;
+mod groups;
 mod support;

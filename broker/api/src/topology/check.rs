@@ -5,10 +5,14 @@ use std::{
     net::IpAddr,
 };
 
-use outboard_protocol::id::{MacAddr, Name};
+use outboard_protocol::{
+    desired::{ENTRIES_PER_SET_MAX, GROUPS_PER_PORT_MAX, PEERS_PER_GROUP_MAX, PEERS_PER_PORT_MAX, RULES_PER_GROUP_MAX},
+    id::{MacAddr, Name},
+};
 
-use super::{Problem, Topology, TopologyError, TopologyKind, TopologyObject};
+use super::{Problem, RuleFault, Topology, TopologyError, TopologyKind, TopologyObject};
 use crate::{
+    group::GroupSpec,
     network::NetworkSpec,
     port::PortSpec,
     volume::{Backend, SECTOR_LEN_BYTES, VolumeSpec},
@@ -38,10 +42,20 @@ impl Topology {
                 .and_then(|()| files.claim(volume))
                 .map_err(about(TopologyKind::Volume, &volume.name))?;
         }
+        for set in &self.address_sets {
+            at_most("addresses", set.addresses.len(), ENTRIES_PER_SET_MAX)
+                .map_err(about(TopologyKind::AddressSet, &set.name))?;
+        }
+        let sets: HashSet<&Name> = self.address_sets.iter().map(|s| &s.name).collect();
+        let groups: HashMap<&Name, usize> = self.groups.iter().map(|g| (&g.name, peers(g))).collect();
+        for group in &self.groups {
+            check_group(group, &groups, &sets).map_err(about(TopologyKind::Group, &group.name))?;
+        }
         let networks = self.networks.iter().map(|n| (&n.name, n)).collect();
         let mut claims = Claims::default();
         for port in &self.ports {
             check_port(port, &networks)
+                .and_then(|()| check_groups(port, &groups))
                 .and_then(|()| claims.claim(port))
                 .map_err(about(TopologyKind::Port, &port.name))?;
         }
@@ -82,6 +96,61 @@ fn check_port(port: &PortSpec, networks: &HashMap<&Name, &NetworkSpec>) -> Resul
             subnets: network.subnets.clone(),
         }),
     }
+}
+
+fn at_most(what: &'static str, count: usize, max: usize) -> Result<(), Problem> {
+    if count > max {
+        return Err(Problem::TooMany { what, count, max });
+    }
+    Ok(())
+}
+
+/// How many different groups and address sets a group's rules name.
+fn peers(group: &GroupSpec) -> usize {
+    let rules = || group.rules.iter();
+    let groups: HashSet<&Name> = rules().filter_map(|r| r.group.as_ref()).collect();
+    let sets: HashSet<&Name> = rules().filter_map(|r| r.address_set.as_ref()).collect();
+    groups.len() + sets.len()
+}
+
+fn check_group(group: &GroupSpec, groups: &HashMap<&Name, usize>, sets: &HashSet<&Name>) -> Result<(), Problem> {
+    at_most("rules", group.rules.len(), RULES_PER_GROUP_MAX)?;
+    let mut names = HashSet::new();
+    for (index, rule) in group.rules.iter().enumerate() {
+        let wrong = |fault| Problem::Rule { index, fault };
+        rule.check().map_err(|contradiction| wrong(contradiction.into()))?;
+        if let Some(name) = rule.group.as_ref().filter(|name| !groups.contains_key(name)) {
+            return Err(wrong(RuleFault::UnknownGroup(name.clone())));
+        }
+        if let Some(name) = rule.address_set.as_ref().filter(|name| !sets.contains(name)) {
+            return Err(wrong(RuleFault::UnknownAddressSet(name.clone())));
+        }
+        if let Some(name) = rule.name.as_ref().filter(|name| !names.insert(*name)) {
+            return Err(wrong(RuleFault::DuplicateName(name.clone())));
+        }
+    }
+    at_most(
+        "groups and address sets that its rules name",
+        peers(group),
+        PEERS_PER_GROUP_MAX,
+    )
+}
+
+fn check_groups(port: &PortSpec, groups: &HashMap<&Name, usize>) -> Result<(), Problem> {
+    let named = port.groups.as_deref().unwrap_or_default();
+    at_most("groups", named.len(), GROUPS_PER_PORT_MAX)?;
+    let (mut seen, mut peers) = (HashSet::new(), 0);
+    for name in named {
+        peers += groups.get(name).ok_or_else(|| Problem::UnknownGroup(name.clone()))?;
+        if !seen.insert(name) {
+            return Err(Problem::RepeatedGroup(name.clone()));
+        }
+    }
+    at_most(
+        "groups and address sets that its groups' rules name",
+        peers,
+        PEERS_PER_PORT_MAX,
+    )
 }
 
 /// Which port of a network has which MAC and address.

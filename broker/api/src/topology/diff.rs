@@ -1,14 +1,21 @@
 //! The difference between what is and what is wanted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
+    hash::Hash,
 };
 
-use outboard_protocol::id::Name;
+use outboard_protocol::{desired::Egress, id::Name};
 
 use super::{Action, Change, Topology, TopologyKind, TopologyObject};
-use crate::{network::NetworkSpec, port::PortSpec, volume::VolumeSpec};
+use crate::{
+    address_set::AddressSetSpec,
+    group::{GroupSpec, RuleSpec},
+    network::NetworkSpec,
+    port::PortSpec,
+    volume::VolumeSpec,
+};
 
 /// What there is now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +33,8 @@ impl Current {
         let goes = |object: &TopologyObject| self.applied.contains(object);
         let topology = Topology {
             networks: merge::<NetworkSpec>(&self.topology, wanted, goes),
+            address_sets: merge::<AddressSetSpec>(&self.topology, wanted, goes),
+            groups: merge::<GroupSpec>(&self.topology, wanted, goes),
             volumes: merge::<VolumeSpec>(&self.topology, wanted, goes),
             ports: merge::<PortSpec>(&self.topology, wanted, goes),
         };
@@ -37,13 +46,27 @@ impl Current {
 }
 
 /// What applying `wanted` does to `current`, in the order in which no step is in the way of the next: ports and volumes
-/// go before others take their MAC, address or file; networks come before their ports and go after them. Empty when
-/// nothing changes. Both must have their cards filled in.
+/// go before others take their MAC, address or file; networks, address sets and groups come before whoever names them and
+/// go after it. Empty when nothing changes. Both must have their cards filled in.
 pub fn diff(current: &Current, wanted: &Topology) -> Vec<Change> {
     let (networks_gone, networks) = changes::<NetworkSpec>(current, wanted);
+    let (sets_gone, sets) = changes::<AddressSetSpec>(current, wanted);
+    let (groups_gone, groups) = changes::<GroupSpec>(current, wanted);
     let (volumes_gone, volumes) = changes::<VolumeSpec>(current, wanted);
     let (ports_gone, ports) = changes::<PortSpec>(current, wanted);
-    [ports_gone, volumes_gone, networks, volumes, ports, networks_gone].concat()
+    [
+        ports_gone,
+        volumes_gone,
+        networks,
+        sets,
+        groups,
+        volumes,
+        ports,
+        groups_gone,
+        sets_gone,
+        networks_gone,
+    ]
+    .concat()
 }
 
 /// Deletions, and the rest.
@@ -65,11 +88,7 @@ fn changes<S: Spec>(current: &Current, wanted: &Topology) -> (Vec<Change>, Vec<C
         .filter_map(|new| match was.get(new.name()) {
             None => Some(change(Action::Create, new.name(), describe(&new.fields()))),
             Some(old) if *old == new => None,
-            Some(old) => Some(change(
-                Action::Update,
-                new.name(),
-                describe_change(&old.fields(), &new.fields()),
-            )),
+            Some(old) => Some(change(Action::Update, new.name(), new.change_from(old))),
         })
         .collect();
     (gone, made)
@@ -87,13 +106,17 @@ fn merge<S: Spec>(was: &Topology, wanted: &Topology, goes: impl Fn(&TopologyObje
         .collect()
 }
 
-/// What the three kinds have in common here.
+/// What the kinds have in common here.
 trait Spec: Clone + PartialEq + 'static {
     const KIND: TopologyKind;
     fn all(topology: &Topology) -> &[Self];
     fn name(&self) -> &Name;
     /// Keys and values beside the name, as people read them.
     fn fields(&self) -> Vec<(&'static str, String)>;
+    /// What of `old` is otherwise, as people read it.
+    fn change_from(&self, old: &Self) -> String {
+        describe_change(&old.fields(), &self.fields())
+    }
 }
 
 impl Spec for NetworkSpec {
@@ -106,6 +129,50 @@ impl Spec for NetworkSpec {
     }
     fn fields(&self) -> Vec<(&'static str, String)> {
         vec![("subnets", join(&self.subnets))]
+    }
+}
+
+impl Spec for AddressSetSpec {
+    const KIND: TopologyKind = TopologyKind::AddressSet;
+    fn all(topology: &Topology) -> &[Self] {
+        &topology.address_sets
+    }
+    fn name(&self) -> &Name {
+        &self.name
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![("addresses", shorten(&self.addresses, " "))]
+    }
+    fn change_from(&self, old: &Self) -> String {
+        edits(&old.addresses, &self.addresses).unwrap_or_else(|| "another order".to_owned())
+    }
+}
+
+impl Spec for GroupSpec {
+    const KIND: TopologyKind = TopologyKind::Group;
+    fn all(topology: &Topology) -> &[Self] {
+        &topology.groups
+    }
+    fn name(&self) -> &Name {
+        &self.name
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let egress = match self.egress {
+            Egress::Allow => "allow",
+            Egress::Deny => "deny",
+        };
+        vec![("egress", egress.to_owned()), ("rules", shorten(&self.rules, "; "))]
+    }
+    fn change_from(&self, old: &Self) -> String {
+        let (was, will) = (old.fields(), self.fields());
+        let egress = describe_change(&was[..1], &will[..1]);
+        let rules = edits::<RuleSpec>(&old.rules, &self.rules);
+        match (egress.is_empty(), rules) {
+            (true, Some(rules)) => rules,
+            (true, None) => "another order of rules".to_owned(),
+            (false, Some(rules)) => format!("{egress}, {rules}"),
+            (false, None) => egress,
+        }
     }
 }
 
@@ -140,9 +207,51 @@ impl Spec for PortSpec {
             ("network", self.network.to_string()),
             ("mac", self.mac.to_string()),
             ("addresses", join(&self.addresses)),
+            (
+                "groups",
+                self.groups.as_deref().map_or_else(|| UNFILTERED.to_owned(), join),
+            ),
             ("card", join(self.card.as_slice())),
         ]
     }
+}
+
+/// What stands for the groups of a port that has no such list.
+const UNFILTERED: &str = "unfiltered";
+
+/// Most elements of a list that a line shows.
+const SHOWN_MAX: usize = 4;
+
+/// The first few values, and how many more there are.
+fn shorten<T: Display>(values: &[T], separator: &str) -> String {
+    if values.is_empty() {
+        return "none".to_owned();
+    }
+    let shown: Vec<String> = values.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
+    let text = shown.join(separator);
+    match values.len().saturating_sub(SHOWN_MAX) {
+        0 => text,
+        more => format!("{text}{separator}… and {more} more"),
+    }
+}
+
+/// What comes to a list and what leaves it, each marked with its sign; none if only the order changes.
+fn edits<T: Display + Eq + Hash>(old: &[T], new: &[T]) -> Option<String> {
+    let mut counts: HashMap<&T, i64> = HashMap::new();
+    old.iter().for_each(|value| *counts.entry(value).or_default() -= 1);
+    new.iter().for_each(|value| *counts.entry(value).or_default() += 1);
+    let mut signed = Vec::new();
+    for (values, sign, step) in [(old, '-', 1), (new, '+', -1)] {
+        for value in values {
+            if let Some(count) = counts.get_mut(value)
+                && *count * step < 0
+            {
+                *count += step;
+                signed.push(format!("{sign} {value}"));
+            }
+        }
+    }
+    (!signed.is_empty()).then(|| shorten(&signed, ", "))
 }
 
 fn join<T: Display>(values: &[T]) -> String {

@@ -48,7 +48,7 @@ fn all_is_created_networks_first() {
         [
             "create network blue: subnets 10.0.0.0/24",
             "create volume disk1: size 1GiB, backend memory, read_only false, card local",
-            "create port vm1: network blue, mac 52:54:00:00:00:01, addresses 10.0.0.1, card local",
+            "create port vm1: network blue, mac 52:54:00:00:00:01, addresses 10.0.0.1, groups unfiltered, card local",
         ]
     );
 }
@@ -68,6 +68,56 @@ fn what_an_apply_made_goes_ports_first_and_networks_last() {
         lines(&diff(&applied(BASE), &Topology::default())),
         ["delete port vm1: ", "delete volume disk1: ", "delete network blue: "]
     );
+}
+
+#[test]
+fn groups_come_before_ports_and_go_after_them_and_a_change_tells_the_rules() {
+    let filtered = |rules: &str| {
+        let port = BASE.replace("card = \"local\"\n[[port]]", "[[port]]").replace(
+            "addresses = [\"10.0.0.1\"]",
+            "addresses = [\"10.0.0.1\"]\ngroups = [\"web\"]",
+        );
+        format!(
+            "{port}\n[[address_set]]\nname = \"s\"\naddresses = [\"192.0.2.1\"]\n[[group]]\nname = \"web\"\n{rules}"
+        )
+    };
+    let base = BASE.replace("card = \"local\"\n[[port]]", "[[port]]");
+    let ssh = "[[group.rule]]\ndirection = \"ingress\"\nprotocol = \"tcp\"\nports = \"22\"\naddress_set = \"s\"\n";
+    let http = "[[group.rule]]\ndirection = \"ingress\"\nprotocol = \"tcp\"\nports = \"80\"\n";
+    assert_eq!(
+        lines(&diff(&applied(&base), &topology(&filtered(ssh)))),
+        [
+            "create address_set s: addresses 192.0.2.1",
+            "create group web: egress allow, rules ingress tcp 22 from address_set s",
+            "update port vm1: groups unfiltered -> web",
+        ]
+    );
+    assert_eq!(
+        lines(&diff(&applied(&filtered(ssh)), &topology(&filtered(http)))),
+        ["update group web: - ingress tcp 22 from address_set s, + ingress tcp 80 from any"]
+    );
+    let (one, other) = (format!("{ssh}{http}"), format!("{http}{ssh}"));
+    assert_eq!(
+        lines(&diff(&applied(&filtered(&one)), &topology(&filtered(&other)))),
+        ["update group web: another order of rules"]
+    );
+    assert_eq!(
+        lines(&diff(&applied(&filtered(ssh)), &topology(&base))),
+        [
+            "update port vm1: groups web -> unfiltered",
+            "delete group web: ",
+            "delete address_set s: ",
+        ]
+    );
+    let nineteen = ssh.repeat(19);
+    assert_eq!(
+        lines(&diff(&applied(&filtered("")), &topology(&filtered(&nineteen)))),
+        [format!(
+            "update group web: {}… and 15 more",
+            "+ ingress tcp 22 from address_set s, ".repeat(4)
+        )]
+    );
+    assert_eq!(diff(&applied(&filtered(&one)), &topology(&filtered(&one))), []);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use outboard_protocol::id::{MacAddr, Name};
 
 use super::{TOPOLOGY_LEN_MAX, TopologyObject};
-use crate::{subnet::Subnet, volume::SECTOR_LEN_BYTES};
+use crate::{group::Contradiction, subnet::Subnet, volume::SECTOR_LEN_BYTES};
 
 /// A topology that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,30 @@ pub enum Problem {
         /// The volume that has it first.
         other: Name,
     },
+    /// A rule of a group; the text after the number says what is wrong with it.
+    #[error("rule {}: {fault}", index + 1)]
+    Rule {
+        /// Which of the group's rules, from 0.
+        index: usize,
+        /// What is wrong.
+        fault: RuleFault,
+    },
+    /// A port with a group that is not declared.
+    #[error("group {0} is not declared")]
+    UnknownGroup(Name),
+    /// A port that names a group twice.
+    #[error("names group {0} twice")]
+    RepeatedGroup(Name),
+    /// More of something than a card can take.
+    #[error("has {count} {what}; at most {max} are allowed")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many it has.
+        count: usize,
+        /// How many it may have.
+        max: usize,
+    },
     /// No card named, and none follows from the rest.
     #[error("names no card, and {cards} cards could serve it")]
     NoCard {
@@ -108,6 +132,23 @@ pub enum Problem {
     /// A card that is not enrolled.
     #[error("card {0} is not known")]
     UnknownCard(Name),
+}
+
+/// What can be wrong with a rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleFault {
+    /// Its keys contradict each other.
+    #[error(transparent)]
+    Contradiction(#[from] Contradiction),
+    /// Its other side is a group that is not declared.
+    #[error("group {0} is not declared")]
+    UnknownGroup(Name),
+    /// Its other side is an address set that is not declared.
+    #[error("address set {0} is not declared")]
+    UnknownAddressSet(Name),
+    /// Another rule of the group has its name.
+    #[error("another rule of the group is called {0} too")]
+    DuplicateName(Name),
 }
 
 fn list(subnets: &[Subnet]) -> String {
@@ -143,6 +184,25 @@ impl TopologyError {
             Problem::OverlappingSubnets(..) => "overlapping_subnets",
             Problem::UnusableSize(_) => "unusable_size",
             Problem::SharedFile { .. } => "shared_file",
+            Problem::Rule {
+                fault: RuleFault::UnknownGroup(_),
+                ..
+            }
+            | Problem::UnknownGroup(_) => "unknown_group",
+            Problem::Rule {
+                fault: RuleFault::UnknownAddressSet(_),
+                ..
+            } => "unknown_address_set",
+            Problem::Rule {
+                fault: RuleFault::DuplicateName(_),
+                ..
+            } => "duplicate_rule_name",
+            Problem::Rule {
+                fault: RuleFault::Contradiction(_),
+                ..
+            } => "contradictory_rule",
+            Problem::RepeatedGroup(_) => "repeated_group",
+            Problem::TooMany { .. } => "quota",
             Problem::NoCard { .. } => "no_card",
             Problem::UnknownCard(_) => "unknown_card",
         }
@@ -154,12 +214,6 @@ impl TopologyError {
             Problem::TooLong(_) => "split it, and apply the parts to brokers of their own".to_owned(),
             Problem::Syntax(_) => "correct the line; https://toml.io describes the format".to_owned(),
             Problem::UnknownKey { known, .. } => format!("remove or correct it; known here: {}", known.join(", ")),
-            Problem::Later {
-                key: "group" | "groups",
-                ..
-            } => {
-                "remove [[group]] and every 'groups ='; a rule that is not enforced would be worse than none".to_owned()
-            }
             Problem::Later { key: "encryption", .. } => {
                 "remove 'encryption ='; what is not encrypted must not look as if it were".to_owned()
             }
@@ -183,11 +237,45 @@ impl TopologyError {
             Problem::SharedFile { .. } => {
                 "give each volume a file of its own, or set read_only = true on all that share it".to_owned()
             }
+            Problem::Rule { fault, .. } => fault.remedy(),
+            Problem::UnknownGroup(name) => format!("add [[group]] with name = \"{name}\", or correct the name"),
+            Problem::RepeatedGroup(_) => "name each group once".to_owned(),
+            Problem::TooMany { max, .. } => format!("split it, so that none has more than {max}"),
             Problem::NoCard { cards: 0 } => "enrol a card first: outboard card enrol NAME --serial SERIAL".to_owned(),
             Problem::NoCard { .. } => "add card = \"NAME\"; 'outboard card list' shows the names".to_owned(),
             Problem::UnknownCard(name) => {
                 format!("correct the name, or enrol the card first: outboard card enrol {name} --serial SERIAL")
             }
+        }
+    }
+}
+
+impl RuleFault {
+    fn remedy(&self) -> String {
+        match self {
+            Self::Contradiction(Contradiction::FromOfEgress) => {
+                "write to = \"…\", or direction = \"ingress\"".to_owned()
+            }
+            Self::Contradiction(Contradiction::ToOfIngress) => {
+                "write from = \"…\", or direction = \"egress\"".to_owned()
+            }
+            Self::Contradiction(Contradiction::TwoPeers) => {
+                "keep one of them, and make another rule for the other".to_owned()
+            }
+            Self::Contradiction(Contradiction::PortsOfOther(_)) => {
+                "remove 'ports', or write protocol = \"tcp\" or \"udp\"".to_owned()
+            }
+            Self::Contradiction(Contradiction::IcmpOfOther(_)) => {
+                "remove 'icmp', or write protocol = \"icmp\"".to_owned()
+            }
+            Self::Contradiction(Contradiction::OtherEthertype { .. }) => {
+                "remove 'ethertype', which follows from the subnet".to_owned()
+            }
+            Self::UnknownGroup(name) => format!("add [[group]] with name = \"{name}\", or correct the name"),
+            Self::UnknownAddressSet(name) => {
+                format!("add [[address_set]] with name = \"{name}\", or correct the name")
+            }
+            Self::DuplicateName(_) => "give each rule of a group a name of its own, or none".to_owned(),
         }
     }
 }

@@ -1,10 +1,18 @@
-//! The topology file: networks, ports and volumes as an operator wants them.
+//! The topology file: networks, security groups, address sets, ports and volumes as an operator wants them.
 //!
 //! ```
 //! let topology = outboard_api::topology::parse(r#"
 //!     [[network]]
 //!     name = "blue"
 //!     subnets = ["10.0.0.0/24"]
+//!
+//!     [[group]]
+//!     name = "web"
+//!     [[group.rule]]
+//!     direction = "ingress"
+//!     protocol = "tcp"
+//!     ports = "80-81"
+//!     from = "0.0.0.0/0"
 //!
 //!     [[volume]]
 //!     name = "disk1"
@@ -16,6 +24,7 @@
 //!     network = "blue"
 //!     mac = "52:54:00:00:00:01"
 //!     addresses = ["10.0.0.1"]
+//!     groups = ["web"]
 //!     card = "local"
 //! "#)?;
 //! assert_eq!(topology.ports[0].network.as_str(), "blue");
@@ -36,10 +45,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use diff::{Current, diff};
-pub use error::{Problem, TopologyError};
+pub use error::{Problem, RuleFault, TopologyError};
 pub use parse::parse;
 
-use crate::{network::NetworkSpec, port::PortSpec, volume::VolumeSpec};
+use crate::{address_set::AddressSetSpec, group::GroupSpec, network::NetworkSpec, port::PortSpec, volume::VolumeSpec};
 
 /// Longest topology file, in bytes.
 pub const TOPOLOGY_LEN_MAX: usize = 1 << 20;
@@ -51,6 +60,12 @@ pub struct Topology {
     /// Networks.
     #[serde(default, rename = "network", skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkSpec>,
+    /// Address sets.
+    #[serde(default, rename = "address_set", skip_serializing_if = "Vec::is_empty")]
+    pub address_sets: Vec<AddressSetSpec>,
+    /// Security groups.
+    #[serde(default, rename = "group", skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupSpec>,
     /// Volumes.
     #[serde(default, rename = "volume", skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeSpec>,
@@ -74,6 +89,14 @@ impl Topology {
             .networks
             .iter()
             .map(|n| TopologyObject::new(TopologyKind::Network, &n.name));
+        let sets = self
+            .address_sets
+            .iter()
+            .map(|s| TopologyObject::new(TopologyKind::AddressSet, &s.name));
+        let groups = self
+            .groups
+            .iter()
+            .map(|g| TopologyObject::new(TopologyKind::Group, &g.name));
         let volumes = self
             .volumes
             .iter()
@@ -82,16 +105,20 @@ impl Topology {
             .ports
             .iter()
             .map(|p| TopologyObject::new(TopologyKind::Port, &p.name));
-        networks.chain(volumes).chain(ports)
+        networks.chain(sets).chain(groups).chain(volumes).chain(ports)
     }
 }
 
 /// What a topology declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum TopologyKind {
     /// A network.
     Network,
+    /// An address set.
+    AddressSet,
+    /// A security group.
+    Group,
     /// A volume.
     Volume,
     /// A port.
@@ -103,13 +130,15 @@ impl TopologyKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Network => "network",
+            Self::AddressSet => "address_set",
+            Self::Group => "group",
             Self::Volume => "volume",
             Self::Port => "port",
         }
     }
 }
 
-/// A network, volume or port, by name.
+/// An object of a topology, by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct TopologyObject {
     /// Which of them.

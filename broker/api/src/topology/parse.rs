@@ -10,12 +10,26 @@ use toml::{
 
 use super::{Problem, TOPOLOGY_LEN_MAX, Topology, TopologyError, TopologyKind};
 
-const TOP_KEYS: &[&str] = &["network", "volume", "port"];
+const TOP_KEYS: &[&str] = &["network", "address_set", "group", "volume", "port"];
+
+const RULE_KEYS: &[&str] = &[
+    "direction",
+    "protocol",
+    "ports",
+    "icmp",
+    "from",
+    "to",
+    "group",
+    "address_set",
+    "ethertype",
+    "action",
+    "priority",
+    "log",
+    "name",
+];
 
 /// Keys of the format that come with later versions: refused by name, so that nobody takes them to be in force.
-const LATER_KEYS: [(Option<TopologyKind>, &str, &str); 4] = [
-    (None, "group", "a list of security groups"),
-    (Some(TopologyKind::Port), "groups", "a list of security groups"),
+const LATER_KEYS: [(Option<TopologyKind>, &str, &str); 2] = [
     (Some(TopologyKind::Network), "encryption", "encryption of networks"),
     (Some(TopologyKind::Volume), "encryption", "encryption of volumes"),
 ];
@@ -27,7 +41,9 @@ fn keys_of(kind: TopologyKind) -> &'static [&'static str] {
     match kind {
         TopologyKind::Network => &["name", "subnets"],
         TopologyKind::Volume => &["name", "size", "backend", "read_only", "card"],
-        TopologyKind::Port => &["name", "network", "mac", "addresses", "card"],
+        TopologyKind::AddressSet => &["name", "addresses"],
+        TopologyKind::Group => &["name", "egress", "rule"],
+        TopologyKind::Port => &["name", "network", "mac", "addresses", "groups", "card"],
     }
 }
 
@@ -56,13 +72,21 @@ pub fn parse(text: &str) -> Result<Topology, TopologyError> {
 struct Section {
     label: String,
     span: Range<usize>,
+    /// Where each rule of a group is.
+    rules: Vec<Range<usize>>,
 }
 
 /// Finds the sections, and refuses keys that they cannot have.
 fn sections(text: &str, document: &DeTable<'_>) -> Result<Vec<Section>, TopologyError> {
     check_keys(text, document, None, None, TOP_KEYS)?;
     let mut sections = Vec::new();
-    for kind in [TopologyKind::Network, TopologyKind::Volume, TopologyKind::Port] {
+    for kind in [
+        TopologyKind::Network,
+        TopologyKind::AddressSet,
+        TopologyKind::Group,
+        TopologyKind::Volume,
+        TopologyKind::Port,
+    ] {
         let Some(list) = document.get(kind.name()) else {
             continue;
         };
@@ -77,14 +101,45 @@ fn sections(text: &str, document: &DeTable<'_>) -> Result<Vec<Section>, Topology
                 None => format!("{} number {}", kind.name(), i + 1),
             };
             check_keys(text, table, Some(kind), Some(&label), keys_of(kind))?;
-            check_backend(text, table, &label)?;
+            match kind {
+                TopologyKind::Volume => check_backend(text, table, &label)?,
+                TopologyKind::Group => {
+                    let rules = rules(text, table, &label)?;
+                    sections.push(Section {
+                        label,
+                        span: item.span(),
+                        rules,
+                    });
+                    continue;
+                }
+                _ => {}
+            }
             sections.push(Section {
                 label,
                 span: item.span(),
+                rules: Vec::new(),
             });
         }
     }
     Ok(sections)
+}
+
+/// Finds a group's rules, and refuses keys that they cannot have.
+fn rules(text: &str, group: &DeTable<'_>, label: &str) -> Result<Vec<Range<usize>>, TopologyError> {
+    let Some(list) = group.get("rule") else {
+        return Ok(Vec::new());
+    };
+    let wrong = || {
+        let problem = Problem::Value("'rule' is a list of tables: write [[group.rule]]".to_owned());
+        at(text, Some(label), Some(list.span()), problem)
+    };
+    let mut spans = Vec::new();
+    for item in list.get_ref().as_array().ok_or_else(wrong)? {
+        let rule = item.get_ref().as_table().ok_or_else(wrong)?;
+        check_keys(text, rule, None, Some(label), RULE_KEYS)?;
+        spans.push(item.span());
+    }
+    Ok(spans)
 }
 
 fn check_keys(
@@ -142,15 +197,19 @@ fn value_error(text: &str, sections: &[Section], error: &toml::de::Error) -> Top
     at(text, label, span, Problem::Value(clean(error.message())))
 }
 
-/// Gives an error of [`Topology::check`] the line of its object; of two of one name, the second.
+/// Gives an error of [`Topology::check`] the line of its object; of two of one name, the second; of a rule, its own.
 fn locate(text: &str, sections: &[Section], error: TopologyError) -> TopologyError {
     let mut own = sections.iter().filter(|s| Some(&s.label) == error.object.as_ref());
-    let span = match error.problem {
+    let section = match error.problem {
         Problem::DuplicateName => own.next_back(),
         _ => own.next(),
     };
+    let span = section.map(|s| match &error.problem {
+        Problem::Rule { index, .. } => s.rules.get(*index).unwrap_or(&s.span),
+        _ => &s.span,
+    });
     TopologyError {
-        line: span.map(|s| line_of(text, s.span.start)),
+        line: span.map(|span| line_of(text, span.start)),
         ..error
     }
 }

@@ -243,8 +243,6 @@ fn every_problem_names_object_line_and_remedy() {
 #[test]
 fn keys_of_later_versions_are_refused_by_name() {
     for (from, to, object, line) in [
-        ("[[network]]", "[[group]]\nname = \"web\"\n[[network]]", None, 1),
-        ("addresses = [\"10.0.0.1\"]", "groups = [\"web\"]", Some("port vm1"), 14),
         (
             "subnets = [",
             "encryption = \"aes-256-gcm\"\nsubnets = [",
@@ -274,12 +272,151 @@ fn keys_of_later_versions_are_refused_by_name() {
         let refusal = concat!("not in this version (", env!("CARGO_PKG_VERSION"));
         assert!(error.to_string().contains(refusal), "{error}");
     }
-    let groups = broken("[[network]]", "[[group]]\nname = \"web\"\n[[network]]");
-    assert!(
-        groups
-            .remedy()
-            .contains("a rule that is not enforced would be worse than none")
+}
+
+/// A file with groups, with lines that tests replace.
+const FILTERED: &str = r#"[[network]]
+name = "blue"
+subnets = ["10.0.0.0/24"]
+
+[[address_set]]
+name = "partners"
+addresses = ["192.0.2.0/24", "2001:db8::7"]
+
+[[group]]
+name = "web"
+egress = "deny"
+[[group.rule]]
+direction = "ingress"
+protocol = "tcp"
+ports = "80-81"
+from = "0.0.0.0/0"
+name = "http"
+[[group.rule]]
+direction = "ingress"
+protocol = "icmp"
+icmp = "8/0"
+address_set = "partners"
+action = "reject"
+priority = 10
+log = true
+
+[[group]]
+name = "db"
+[[group.rule]]
+direction = "ingress"
+group = "web"
+
+[[port]]
+name = "vm1"
+network = "blue"
+mac = "52:54:00:00:00:01"
+groups = ["web", "db"]
+"#;
+
+#[test]
+fn groups_and_address_sets_are_read() {
+    let topology = parse(FILTERED).expect("good");
+    let rules: Vec<String> = topology.groups[0].rules.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        rules,
+        [
+            "ingress tcp 80-81 from 0.0.0.0/0 name http",
+            "ingress icmp 8/0 from address_set partners reject priority 10 log",
+        ]
     );
+    let names = |groups: &Option<Vec<Name>>| {
+        groups
+            .clone()
+            .map(|g| g.iter().map(Name::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(
+        names(&topology.ports[0].groups),
+        Some(vec!["web".to_owned(), "db".to_owned()])
+    );
+    let none = parse(&FILTERED.replace("[\"web\", \"db\"]", "[]")).expect("good");
+    assert_eq!(
+        names(&none.ports[0].groups),
+        Some(vec![]),
+        "filtered, and nothing allowed"
+    );
+    let unfiltered = parse(&FILTERED.replace("groups = [\"web\", \"db\"]\n", "")).expect("good");
+    assert_eq!(names(&unfiltered.ports[0].groups), None);
+    let again = parse(&topology.to_toml().expect("printable"));
+    assert_eq!(again, Ok(topology));
+}
+
+#[test]
+fn every_problem_of_groups_names_object_line_and_remedy() {
+    let many: String = (0..17).map(|n| format!("[[group]]\nname = \"g{n}\"\n")).collect();
+    let all = (0..17).map(|n| format!("\"g{n}\"")).collect::<Vec<_>>().join(", ");
+    let cases = [
+        ("egress = \"deny\"", "egres = \"deny\"", "unknown_key", "group web", 11),
+        ("egress = \"deny\"", "egress = \"some\"", "bad_value", "group web", 11),
+        ("icmp = \"8/0\"", "icmp_type = \"8/0\"", "unknown_key", "group web", 21),
+        ("ports = \"80-81\"", "ports = \"81-80\"", "bad_value", "group web", 15),
+        ("\"0.0.0.0/0\"", "\"10.0.0.1/8\"", "bad_value", "group web", 16),
+        (
+            "\"192.0.2.0/24\"",
+            "\"192.0.2.1/24\"",
+            "bad_value",
+            "address_set partners",
+            7,
+        ),
+        (
+            "protocol = \"tcp\"",
+            "protocol = \"any\"",
+            "contradictory_rule",
+            "group web",
+            12,
+        ),
+        ("log = true", "name = \"http\"", "duplicate_rule_name", "group web", 18),
+        (
+            "\"partners\"\naction",
+            "\"other\"\naction",
+            "unknown_address_set",
+            "group web",
+            18,
+        ),
+        ("group = \"web\"", "group = \"other\"", "unknown_group", "group db", 29),
+        ("[\"web\", \"db\"]", "[\"other\"]", "unknown_group", "port vm1", 33),
+        (
+            "[\"web\", \"db\"]",
+            "[\"web\", \"web\"]",
+            "repeated_group",
+            "port vm1",
+            33,
+        ),
+        ("name = \"db\"", "name = \"web\"", "duplicate_name", "group web", 27),
+        (
+            "groups = [\"web\", \"db\"]\n",
+            &format!("groups = [{all}]\n{many}"),
+            "quota",
+            "port vm1",
+            33,
+        ),
+        (
+            "[[group.rule]]\ndirection = \"ingress\"\ngroup = \"web\"",
+            "rule = 1",
+            "bad_value",
+            "group db",
+            29,
+        ),
+    ];
+    assert!(parse(FILTERED).is_ok(), "the control is good");
+    for (from, to, code, object, line) in cases {
+        assert!(FILTERED.contains(from), "{from}");
+        let error = parse(&FILTERED.replacen(from, to, 1)).expect_err(to);
+        assert_eq!(
+            (error.code(), error.object.as_deref(), error.line),
+            (code, Some(object), Some(line)),
+            "{to}: {error}"
+        );
+        assert!(
+            !error.remedy().is_empty() && !error.to_string().contains('\n'),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -363,6 +500,7 @@ fn topology() -> impl Strategy<Value = Topology> {
                 network: network.clone(),
                 mac,
                 addresses: vec![address],
+                groups: None,
                 card,
             });
         }

@@ -1,9 +1,11 @@
 //! Nouns and verbs that talk to a broker: one file each, with its arguments, its requests and its tables.
 
+pub mod address_set;
 pub mod apply;
 pub mod binding;
 pub mod card;
 pub mod grant;
+pub mod group;
 pub mod network;
 pub mod operator;
 pub mod port;

@@ -1,10 +1,10 @@
 //! `port`: a guest's virtio-net devices.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, str::FromStr};
 
 use clap::{Args, Subcommand};
 use outboard_api::port::{PortSpec, PortView};
-use outboard_protocol::id::{MacAddr, Name};
+use outboard_protocol::id::{MacAddr, Name, NameError};
 use serde_json::Value;
 
 use super::{allocation_details, binding_state, done, show};
@@ -16,7 +16,8 @@ use crate::{error::CliError, options::Global, output};
 Examples:
   outboard port list
   outboard port show vm1
-  outboard port create vm1 --network blue --mac 52:54:00:00:00:01 --address 10.0.0.1")]
+  outboard port create vm1 --network blue --mac 52:54:00:00:00:01 --address 10.0.0.1
+  outboard port set vm1 --groups web,ssh")]
 pub struct PortArgs {
     #[command(subcommand)]
     verb: Verb,
@@ -54,16 +55,54 @@ Examples:
         /// A source address that its guest may use; may be given several times
         #[arg(long = "address", value_name = "IP")]
         addresses: Vec<IpAddr>,
+        /// Its security groups, with commas between; "" for none, so that nothing passes [default: not filtered]
+        #[arg(long, value_name = "GROUP,…")]
+        groups: Option<GroupList>,
         /// The card that serves it [default: the only one there is]
         #[arg(long)]
         card: Option<Name>,
     },
+    /// Change what is said here of a port, and nothing else
+    #[command(after_help = "\
+Established connections live on only where the new groups still allow them.
+
+Examples:
+  outboard port set vm1 --groups web,ssh
+  outboard port set vm1 --groups ''          filtered, and nothing allowed
+  outboard port set vm1 --unfiltered")]
+    Set(SetArgs),
     /// Delete a port; its guest's device goes silent
     #[command(after_help = "Examples:\n  outboard port delete vm1")]
     Delete {
         /// The port's name
         name: Name,
     },
+}
+
+#[derive(Debug, Args)]
+struct SetArgs {
+    /// The port's name
+    name: Name,
+    /// Its security groups from now on, with commas between; '' for none, so that nothing passes
+    #[arg(long, value_name = "GROUP,…", required_unless_present = "unfiltered")]
+    groups: Option<GroupList>,
+    /// No filter any more: whatever its addresses allow passes
+    #[arg(long, conflicts_with = "groups")]
+    unfiltered: bool,
+}
+
+/// Names with commas between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct GroupList(Vec<Name>);
+
+impl FromStr for GroupList {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// Does it.
@@ -82,9 +121,11 @@ pub async fn run(global: &Global, args: &PortArgs) -> Result<(), CliError> {
             network,
             mac,
             addresses,
+            groups,
             card,
         } => {
             let spec = PortSpec {
+                groups: groups.clone().map(|GroupList(names)| names),
                 name: name.clone(),
                 network: network.clone(),
                 mac: *mac,
@@ -94,10 +135,30 @@ pub async fn run(global: &Global, args: &PortArgs) -> Result<(), CliError> {
             let answer: Value = client.put(&format!("/v1/ports/{name}"), &spec).await?;
             done(global, &answer, &format!("port {name} is declared"))
         }
+        Verb::Set(SetArgs { name, groups, .. }) => {
+            let path = format!("/v1/ports/{name}");
+            let now: PortView = client.get(&path).await?;
+            let spec = PortSpec {
+                groups: groups.clone().map(|GroupList(names)| names),
+                ..now.spec
+            };
+            let answer: Value = client.put(&path, &spec).await?;
+            let groups = filter(spec.groups.as_deref());
+            done(global, &answer, &format!("port {name} now has groups: {groups}"))
+        }
         Verb::Delete { name } => {
             let answer: Value = client.delete(&format!("/v1/ports/{name}")).await?;
             done(global, &answer, &format!("port {name} deleted"))
         }
+    }
+}
+
+/// A port's groups, or that it has no filter. A port with a filter and no groups is silent.
+fn filter(groups: Option<&[Name]>) -> String {
+    match groups {
+        None => "unfiltered".to_owned(),
+        Some([]) => "none (nothing passes)".to_owned(),
+        Some(groups) => output::list(groups),
     }
 }
 
@@ -110,6 +171,7 @@ pub fn table(ports: &[PortView]) -> String {
             p.spec.network.to_string(),
             p.spec.mac.to_string(),
             output::list(&p.spec.addresses),
+            filter(p.spec.groups.as_deref()),
             output::or_dash(p.spec.card.as_ref()),
             binding_state(p.binding.as_ref(), p.grant.as_ref()),
             output::or_dash(counters.map(|c| c.tx_frames)),
@@ -122,6 +184,7 @@ pub fn table(ports: &[PortView]) -> String {
         "NETWORK",
         "MAC",
         "ADDRESSES",
+        "GROUPS",
         "CARD",
         "STATE",
         "TX FRAMES",
@@ -137,6 +200,7 @@ fn details(port: &PortView) -> String {
         ("network", port.spec.network.to_string()),
         ("mac", port.spec.mac.to_string()),
         ("addresses", output::list(&port.spec.addresses)),
+        ("groups", filter(port.spec.groups.as_deref())),
         ("card", output::or_dash(port.spec.card.as_ref())),
     ];
     rows.extend(allocation_details(port.grant.as_ref(), port.binding.as_ref()));

@@ -73,6 +73,7 @@ fn a_table_has_what_matters_and_an_empty_one_says_so() {
             "blue",
             "52:54:00:00:00:01",
             "10.0.0.1",
+            "unfiltered",
             "local",
             "active",
             "10",
@@ -86,6 +87,8 @@ fn a_table_has_what_matters_and_an_empty_one_says_so() {
     for (noun, nothing) in [
         ("card", "There are no cards."),
         ("network", "There are no networks."),
+        ("group", "There are no security groups."),
+        ("address-set", "There are no address sets."),
         ("port", "There are no ports."),
         ("volume", "There are no volumes."),
         ("grant", "There are no grants."),
@@ -93,6 +96,124 @@ fn a_table_has_what_matters_and_an_empty_one_says_so() {
     ] {
         let text = stdout(&outboard(&server.socket(), &[noun, "list"]));
         assert!(text.starts_with(nothing), "{noun}: {text}");
+    }
+}
+
+#[test]
+fn a_group_is_shown_rule_by_rule() {
+    let server = Server::always(json!({
+        "spec": {"name": "web", "egress": "deny", "rule": [
+            {"direction": "ingress", "protocol": "tcp", "ports": "80-81", "from": "0.0.0.0/0", "name": "http"},
+            {"direction": "ingress", "protocol": "icmp", "icmp": "8/0", "group": "db", "action": "reject", "priority": 10, "log": true},
+        ]},
+        "rule_ids": ["web/http", "web/ingress/2"],
+        "ports": ["vm1"],
+        "named_by": [],
+    }));
+    let output = outboard(&server.socket(), &["group", "show", "web"]);
+    let text = stdout(&output);
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(text.contains("deny: nothing but replies"), "{text}");
+    assert!(
+        rows.contains(&vec![
+            "web/http",
+            "ingress",
+            "ipv4",
+            "tcp",
+            "80-81",
+            "0.0.0.0/0",
+            "allow",
+            "1000",
+            "-"
+        ]),
+        "{text}"
+    );
+    assert!(
+        rows.contains(&vec![
+            "web/ingress/2",
+            "ingress",
+            "both",
+            "icmp",
+            "8/0",
+            "group",
+            "db",
+            "reject",
+            "10",
+            "yes"
+        ]),
+        "{text}"
+    );
+    assert_eq!(server.seen()[0].line, "GET /v1/groups/web");
+}
+
+#[test]
+fn rules_groups_and_sets_are_sent_as_typed() {
+    let sent = |words: &[&str]| {
+        let server = Server::always(json!({}));
+        let output = outboard(&server.socket(), words);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let seen = server.seen();
+        let last = seen.last().expect("a request");
+        (last.line.clone(), last.body.clone())
+    };
+    let rule = [
+        "group",
+        "rule",
+        "add",
+        "web",
+        "--direction",
+        "egress",
+        "--protocol",
+        "udp",
+        "--ports",
+        "53",
+    ];
+    assert_eq!(
+        sent(&[&rule[..], &["--to", "10.0.0.53", "--action", "deny", "--name", "dns"]].concat()),
+        (
+            "POST /v1/groups/web/rules".to_owned(),
+            json!({"direction": "egress", "protocol": "udp", "ports": "53", "to": "10.0.0.53", "action": "deny", "name": "dns"})
+        )
+    );
+    assert_eq!(
+        sent(&["group", "rule", "remove", "web", "ingress/2"]),
+        ("DELETE /v1/groups/web/rules/ingress%2F2".to_owned(), Value::Null)
+    );
+    assert_eq!(
+        sent(&["address-set", "add", "partners", "192.0.2.0/24", "2001:db8::7"]),
+        (
+            "PUT /v1/address-sets/partners".to_owned(),
+            json!({"name": "partners", "addresses": ["192.0.2.0/24", "2001:db8::7"]})
+        )
+    );
+}
+
+#[test]
+fn setting_the_groups_of_a_port_changes_nothing_else_of_it() {
+    let sent = |words: &[&str]| {
+        let server = Server::always(port());
+        let output = outboard(&server.socket(), &[&["port", "set", "vm1"], words].concat());
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let seen = server.seen();
+        assert_eq!(seen[1].line, "PUT /v1/ports/vm1");
+        (seen[1].body.clone(), stdout(&output))
+    };
+    let with = |groups: Value| {
+        let mut spec = port()["spec"].clone();
+        spec["groups"] = groups;
+        spec
+    };
+    assert_eq!(sent(&["--groups", "web,ssh"]).0, with(json!(["web", "ssh"])));
+    let (body, said) = sent(&["--groups", ""]);
+    assert!(
+        body == with(json!([])) && said.contains("nothing passes"),
+        "{body} {said}"
+    );
+    assert_eq!(sent(&["--unfiltered"]).0, port()["spec"]);
+    let server = Server::always(port());
+    for words in [&[][..], &["--groups", "web", "--unfiltered"], &["--groups", "a b"]] {
+        let output = outboard(&server.socket(), &[&["port", "set", "vm1"], words].concat());
+        assert_eq!(code(&output), 64, "{words:?}: {}", stderr(&output));
     }
 }
 

@@ -4,7 +4,11 @@
 //! group's member ports on the port's own network, wherever those ports are placed: the card learns them from
 //! [`Members`], since it knows only its own ports.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -15,7 +19,11 @@ use crate::id::Name;
 /// Most rules of one group.
 pub const RULES_PER_GROUP_MAX: usize = 16_384;
 /// Most groups of one port.
-pub const GROUPS_PER_PORT_MAX: usize = 32;
+pub const GROUPS_PER_PORT_MAX: usize = 16;
+/// Most different groups and address sets that the rules of one group name as peers.
+pub const PEERS_PER_GROUP_MAX: usize = 32;
+/// The same, added up over the groups of one port.
+pub const PEERS_PER_PORT_MAX: usize = 64;
 /// Most prefixes of one address set.
 pub const ENTRIES_PER_SET_MAX: usize = 16_384;
 /// Most addresses of one group's members on one network.
@@ -178,7 +186,7 @@ pub struct PortRange {
 }
 
 /// Who a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub enum Peer {
     /// Everybody.
     #[n(0)]
@@ -243,6 +251,24 @@ pub struct Members {
     pub addresses: Vec<IpAddr>,
 }
 
+impl Group {
+    /// The groups and address sets that its rules name, each once.
+    pub fn peers(&self) -> BTreeSet<&Peer> {
+        self.rules
+            .iter()
+            .map(|rule| &rule.peer)
+            .filter(|peer| peer.is_named())
+            .collect()
+    }
+}
+
+impl Peer {
+    /// Whether it is a group or an address set.
+    pub fn is_named(&self) -> bool {
+        matches!(self, Self::Group { .. } | Self::AddressSet { .. })
+    }
+}
+
 impl Cidr {
     /// Whether the prefix fits the address and nothing is set beyond it.
     pub fn is_canonical(&self) -> bool {
@@ -267,9 +293,9 @@ impl fmt::Display for Cidr {
 impl DesiredState {
     /// Whether groups, sets and members make sense together and with the ports. The text names the culprit.
     pub(super) fn check_policy(&self) -> Result<(), String> {
-        let mut groups = BTreeSet::new();
+        let mut groups = BTreeMap::new();
         for group in &self.groups {
-            if !groups.insert(&group.name) {
+            if groups.insert(&group.name, group.peers().len()).is_some() {
                 return Err(format!("group {} twice", group.name));
             }
         }
@@ -302,17 +328,21 @@ impl DesiredState {
             if named.len() > GROUPS_PER_PORT_MAX {
                 return Err(format!("port {} with {} groups", port.name, named.len()));
             }
-            let mut seen = BTreeSet::new();
+            let (mut seen, mut peers) = (BTreeSet::new(), 0);
             for group in named {
-                if !groups.contains(group) {
+                let Some(count) = groups.get(group) else {
                     return Err(format!(
                         "port {} with group {group}, which it does not describe",
                         port.name
                     ));
-                }
+                };
                 if !seen.insert(group) {
                     return Err(format!("port {} with group {group} twice", port.name));
                 }
+                peers += count;
+            }
+            if peers > PEERS_PER_PORT_MAX {
+                return Err(format!("port {} with groups that name {peers} peers", port.name));
             }
         }
         Ok(())
@@ -330,6 +360,13 @@ fn check_set(set: &AddressSet) -> Result<(), String> {
 }
 
 fn check_group(group: &Group, sets: &BTreeSet<&Name>) -> Result<(), String> {
+    if group.peers().len() > PEERS_PER_GROUP_MAX {
+        return Err(format!(
+            "group {} with rules that name {} peers",
+            group.name,
+            group.peers().len()
+        ));
+    }
     if group.rules.len() > RULES_PER_GROUP_MAX {
         return Err(format!("group {} with {} rules", group.name, group.rules.len()));
     }

@@ -72,11 +72,40 @@ fn state() -> DesiredState {
     }
 }
 
+/// Rules that name this many groups, twice each.
+fn naming(peers: u8) -> Vec<Rule> {
+    let to = |n| Rule {
+        ethertype: Ethertype::Both,
+        peer: Peer::Group {
+            name: name(&format!("peer{n}")),
+        },
+        name: None,
+        ..rule()
+    };
+    (0..peers).chain(0..peers).map(to).collect()
+}
+
 #[test]
 fn a_policy_that_contradicts_itself_is_refused_and_named() {
     assert_eq!(state().check(), Ok(()), "the control is good");
     type Spoil = fn(&mut DesiredState);
-    let spoilt: [(Spoil, &str); 18] = [
+    let spoilt: [(Spoil, &str); 20] = [
+        (
+            |s| s.groups[0].rules = naming(33),
+            "group web with rules that name 33 peers",
+        ),
+        (
+            |s| {
+                let more = |n: u8| Group {
+                    name: name(&format!("g{n}")),
+                    egress: Egress::Deny,
+                    rules: naming(32),
+                };
+                s.groups.extend([more(1), more(2)]);
+                s.ports[0].groups = Some(vec![name("web"), name("g1"), name("g2")]);
+            },
+            "port p with groups that name 65 peers",
+        ),
         (|s| s.groups.push(s.groups[0].clone()), "group web twice"),
         (
             |s| s.groups.clear(),
@@ -116,7 +145,7 @@ fn a_policy_that_contradicts_itself_is_refused_and_named() {
         ),
         (
             |s| s.ports[0].groups = Some(vec![name("web"); GROUPS_PER_PORT_MAX + 1]),
-            "port p with 33 groups",
+            "port p with 17 groups",
         ),
         (
             |s| s.groups[0].rules = vec![rule(); RULES_PER_GROUP_MAX + 1],

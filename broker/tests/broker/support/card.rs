@@ -179,8 +179,13 @@ impl Identity {
 
     /// Connects and says hello; the link is served from then on.
     pub async fn join(&self, dpu_epoch: u64) -> Link {
+        self.join_with(self.hello(dpu_epoch)).await
+    }
+
+    /// Connects and says this; the link is served from then on.
+    pub async fn join_with(&self, hello: FromCard) -> Link {
         let mut link = self.connect().await.unwrap();
-        link.send(&self.hello(dpu_epoch)).await;
+        link.send(&hello).await;
         match link.receive().await {
             Some(FromBroker::Welcome { .. }) => link,
             other => panic!("{other:?}"),
