@@ -97,15 +97,20 @@ impl Compiled {
         &self.side(direction).rules
     }
 
-    /// The first rule that matches. `members` are what [`Compiled::peers`] stand for.
+    /// The first rule that matches, of those that go before the precedence `below`. `members` are what
+    /// [`Compiled::peers`] stand for.
     pub(crate) fn first(
         &self,
         direction: Direction,
         flow: &Flow,
         members: &[Arc<Members>],
+        below: u32,
         meter: &mut impl Meter,
     ) -> Option<&Effective> {
         let side = self.side(direction);
+        if side.rules.first()?.precedence >= below {
+            return None;
+        }
         let (protocol, selector) = (flow.protocol, flow.selector);
         let rank = match flow.peer(direction) {
             PeerAddress::V4(peer) => {
@@ -125,7 +130,7 @@ impl Compiled {
                 side.v6.first(question, |peer| Some(&members.get(peer)?.v6), meter)
             }
         };
-        side.rules.get(rank as usize)
+        side.rules.get(rank as usize).filter(|rule| rule.precedence < below)
     }
 
     /// Whether both give the same judgements with the same numbers of rules.

@@ -9,17 +9,29 @@ use crate::{
 
 /// An address as a number.
 pub(crate) trait Number: Copy + Ord {
+    /// What [`Number::order`] sorts by.
+    type Order: Ord;
     /// The next one, if there is one.
     fn next(self) -> Option<Self>;
+    /// Sorts ranges by where they begin, the longer of two first.
+    fn order(first: Self, last: Self) -> Self::Order;
 }
 
 impl Number for u32 {
+    type Order = u64;
+    fn order(first: Self, last: Self) -> u64 {
+        u64::from(first) << 32 | u64::from(!last)
+    }
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }
 }
 
 impl Number for u128 {
+    type Order = (Self, Self);
+    fn order(first: Self, last: Self) -> (Self, Self) {
+        (first, !last)
+    }
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }

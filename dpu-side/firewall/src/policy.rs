@@ -131,12 +131,11 @@ impl Policy {
             return Judgement::UNFILTERED;
         };
         let mut first: Option<(GroupId, &Effective)> = None;
+        let mut below = u32::MAX;
         for bound in filter.bound.iter().filter_map(|id| self.bound.get(*id)) {
             meter.step();
-            let found = bound.compiled.first(direction, flow, &bound.members, meter);
-            if let Some(rule) = found
-                && first.is_none_or(|(_, other)| rule.precedence < other.precedence)
-            {
+            if let Some(rule) = bound.compiled.first(direction, flow, &bound.members, below, meter) {
+                below = rule.precedence;
                 first = Some((bound.group, rule));
             }
         }
