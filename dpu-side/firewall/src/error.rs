@@ -35,15 +35,13 @@ pub enum PolicyError {
         /// The group.
         group: Name,
     },
-    /// A rule names a peer that does not exist.
-    #[error("{rule} names the {kind} '{peer}' as its peer, which does not exist: declare it or change the rule")]
-    NoSuchPeer {
+    /// A rule names an address set that does not exist.
+    #[error("{rule} names the address set '{set}', which does not exist: declare it or change the rule")]
+    NoSuchAddressSet {
         /// The rule.
         rule: RuleName,
-        /// Group or address set.
-        kind: &'static str,
-        /// The peer's name.
-        peer: Name,
+        /// The set.
+        set: Name,
     },
     /// More of something than there may be.
     #[error("{of} {count} {what}, and at most {max} are possible: {remedy}")]

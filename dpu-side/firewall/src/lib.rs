@@ -33,7 +33,7 @@ pub use explain::{ExplainedRule, Explanation};
 pub use flow::{Addresses, Flow, Judgement, PortId, RuleId};
 pub use policy::Policy;
 pub use spec::{
-    Action, AddressSet, DEFAULT_PRIORITY, Direction, EgressDefault, Ethertype, Group, Name, Peer, Port, PortSpec,
-    Protocol, Rule, Spec,
+    Action, AddressSet, DEFAULT_PRIORITY, Direction, EgressDefault, Ethertype, Group, GroupMembers, Name, Peer, Port,
+    PortSpec, Protocol, Rule, Spec,
 };
 pub use update::Change;

@@ -15,7 +15,11 @@ pub const PEERS_PER_GROUP_MAX: usize = 32;
 /// The same, added up over the groups of one port.
 pub const PEERS_PER_PORT_MAX: usize = 64;
 /// Groups of one port.
-pub const GROUPS_PER_PORT_MAX: usize = 16;
+pub const GROUPS_PER_PORT_MAX: usize = 32;
+/// Addresses in one record of a group's members.
+pub const MEMBER_ADDRESSES_MAX: usize = 65_536;
+/// Records of groups' members.
+pub const MEMBER_RECORDS_MAX: usize = 65_536;
 /// Addresses of one port.
 pub const ADDRESSES_PER_PORT_MAX: usize = 64;
 /// Ports in a policy.

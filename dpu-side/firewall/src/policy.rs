@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    AddressSet, Direction, Flow, Judgement, Name, Port, PortId, RuleId,
+    AddressSet, Direction, Flow, GroupMembers, Judgement, Name, Port, PortId, RuleId,
     flow::Addresses,
     group::{Compiled, Effective},
     members::Members,
@@ -27,11 +27,13 @@ pub struct Policy {
     pub(crate) groups: Slots<Name, Arc<Compiled>>,
     pub(crate) sets: Slots<Name, Arc<CompiledSet>>,
     pub(crate) ports: Slots<Name, Arc<CompiledPort>>,
-    pub(crate) networks: Slots<Name, ()>,
+    pub(crate) networks: Slots<Name, Name>,
     /// The groups that ports have, by network.
     pub(crate) bound: Slots<(NetworkId, GroupId), Arc<Bound>>,
     /// The addresses of a group's ports in a network, of those groups that a rule in force there names.
-    pub(crate) remote: Arc<HashMap<(NetworkId, GroupId), Arc<Members>>>,
+    pub(crate) remote: Arc<HashMap<(NetworkId, Name), Arc<Members>>>,
+    /// What was told of members elsewhere, by network and group.
+    pub(crate) elsewhere: Arc<HashMap<(Name, Name), Arc<GroupMembers>>>,
     /// By port.
     pub(crate) epochs: Vec<u64>,
 }
@@ -81,10 +83,10 @@ pub(crate) struct Bound {
 }
 
 /// Addresses that rules name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum PeerId {
-    Group(NetworkId, GroupId),
-    AddressSet(u32),
+    Group(NetworkId, Name),
+    AddressSet(Name),
 }
 
 impl Policy {

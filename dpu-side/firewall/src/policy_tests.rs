@@ -49,6 +49,7 @@ fn one_port(rules: Vec<Rule>) -> Policy {
         groups: vec![group("web", rules)],
         address_sets: vec![],
         ports: vec![port("p", "blue", &["10.0.0.1"], Some(&["web"]))],
+        members: vec![],
     })
     .expect("a policy")
 }
@@ -168,6 +169,7 @@ fn what_a_group_without_egress_rules_allows_comes_after_every_other_rule() {
         groups: vec![group("open", vec![]), group("strict", vec![deny])],
         address_sets: vec![],
         ports: vec![port("p", "blue", &[], Some(&["open", "strict"]))],
+        members: vec![],
     })
     .expect("a policy");
     let to = |address| judged(&policy, "p", Direction::Egress, &flow("10.0.0.1", address, TCP, 1));
@@ -181,6 +183,7 @@ fn a_port_without_groups_is_not_filtered_and_one_with_none_of_them_is_shut() {
         groups: vec![],
         address_sets: vec![],
         ports: vec![port("free", "blue", &[], None), port("shut", "blue", &[], Some(&[]))],
+        members: vec![],
     })
     .expect("a policy");
     let asked = flow("10.0.0.1", "10.9.9.9", TCP, 1);
@@ -218,6 +221,7 @@ fn a_group_as_peer_means_its_ports_in_the_same_network_its_own_included() {
             port("elsewhere", "red", &["10.0.0.4"], Some(&["db", "web"])),
             port("free", "blue", &["10.0.0.5"], None),
         ],
+        members: vec![],
     })
     .expect("a policy");
     let from = |source| said(&policy, &flow(source, "10.0.0.1", UDP, 9));
@@ -261,6 +265,7 @@ fn an_address_set_is_the_same_in_every_network_and_an_empty_one_matches_nothing(
             port("p", "blue", &[], Some(&["web"])),
             port("q", "red", &[], Some(&["web"])),
         ],
+        members: vec![],
     })
     .expect("a policy");
     for port in ["p", "q"] {

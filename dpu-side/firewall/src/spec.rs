@@ -21,6 +21,8 @@ pub struct Spec {
     pub address_sets: Vec<Arc<AddressSet>>,
     /// The ports, by name unique.
     pub ports: Vec<Arc<Port>>,
+    /// Where members of groups are that are not among these ports; by group and network unique.
+    pub members: Vec<Arc<GroupMembers>>,
 }
 
 /// A port, as far as filtering is concerned.
@@ -172,7 +174,8 @@ pub enum Peer {
     Any,
     /// An address in this range.
     Cidr(Cidr),
-    /// An address of a port that has this group, in the network of the port that is judged.
+    /// An address of a port that has this group, in the network of the port that is judged. A group that no port has,
+    /// or that does not exist, is nobody.
     Group(Name),
     /// An address in this set.
     AddressSet(Name),
@@ -196,4 +199,15 @@ pub struct AddressSet {
     pub name: Name,
     /// The ranges, in any order; they may overlap.
     pub entries: Vec<Cidr>,
+}
+
+/// Addresses of ports that have a group, in one network. The ports of the [`Spec`] itself are members without being told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupMembers {
+    /// The group, which need not be in the [`Spec`].
+    pub group: Name,
+    /// The network.
+    pub network: Name,
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
 }

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use crate::{
-    AddressSet, Group, Name, Policy, PolicyError, Port, RuleName, Spec,
+    AddressSet, Group, GroupMembers, Name, Peer, Policy, PolicyError, Port, Rule, RuleName, Spec,
     group::{Compiled, PeerName, rule_name},
     limits,
     members::Members,
@@ -28,6 +29,15 @@ pub enum Change {
     PutPort(Arc<Port>),
     /// The port of that name is gone.
     RemovePort(Name),
+    /// Members of a group in a network, in place of what was told of them.
+    PutMembers(Arc<GroupMembers>),
+    /// Nothing is told any more of the members of a group in a network.
+    RemoveMembers {
+        /// The group.
+        group: Name,
+        /// The network.
+        network: Name,
+    },
 }
 
 impl Policy {
@@ -62,6 +72,15 @@ impl Policy {
         let groups = names("group", spec.groups.iter().map(|group| &group.name))?;
         let sets = names("address set", spec.address_sets.iter().map(|set| &set.name))?;
         let ports = names("port", spec.ports.iter().map(|port| &port.name))?;
+        let mut members = HashSet::new();
+        for record in &spec.members {
+            if !members.insert((&record.network, &record.group)) {
+                return Err(PolicyError::Twice {
+                    kind: "record of members",
+                    name: record.group.clone(),
+                });
+            }
+        }
         let mut changes = Vec::new();
         for group in &spec.groups {
             if !self
@@ -90,6 +109,17 @@ impl Policy {
                 changes.push(Change::PutPort(port.clone()));
             }
         }
+        for record in &spec.members {
+            let former = self.elsewhere.get(&(record.network.clone(), record.group.clone()));
+            if !former.is_some_and(|former| same(former, record)) {
+                changes.push(Change::PutMembers(record.clone()));
+            }
+        }
+        let removed = self.elsewhere.keys();
+        let removed = removed
+            .filter(|(network, group)| !members.contains(&(network, group)))
+            .cloned();
+        changes.extend(removed.map(|(network, group)| Change::RemoveMembers { group, network }));
         let gone = |name: &&Name, kept: &HashSet<&Name>| !kept.contains(name);
         let removed = self.groups.keys().filter(|name| gone(name, &groups)).cloned();
         changes.extend(removed.map(Change::RemoveGroup));
@@ -120,14 +150,17 @@ fn names<'a>(kind: &'static str, names: impl Iterator<Item = &'a Name>) -> Resul
 }
 
 impl Change {
-    fn object(&self) -> (&'static str, &str) {
+    /// Its kind and name, and of members the network.
+    fn object(&self) -> (&'static str, &str, &str) {
         match self {
-            Self::PutGroup(group) => ("group", &group.name),
-            Self::RemoveGroup(name) => ("group", name),
-            Self::PutAddressSet(set) => ("address set", &set.name),
-            Self::RemoveAddressSet(name) => ("address set", name),
-            Self::PutPort(port) => ("port", &port.name),
-            Self::RemovePort(name) => ("port", name),
+            Self::PutGroup(group) => ("group", &group.name, ""),
+            Self::RemoveGroup(name) => ("group", name, ""),
+            Self::PutAddressSet(set) => ("address set", &set.name, ""),
+            Self::RemoveAddressSet(name) => ("address set", name, ""),
+            Self::PutPort(port) => ("port", &port.name, ""),
+            Self::RemovePort(name) => ("port", name, ""),
+            Self::PutMembers(members) => ("members", &members.group, &members.network),
+            Self::RemoveMembers { group, network } => ("members", group, network),
         }
     }
 }
@@ -142,7 +175,7 @@ struct Draft {
     /// Addresses that are others now.
     changed_peers: HashSet<PeerId>,
     /// Groups in networks in which ports came, went or changed their addresses.
-    touched: HashSet<(NetworkId, GroupId)>,
+    touched: HashSet<(NetworkId, Name)>,
     /// Ports were removed, or have other groups or another network now.
     regrouped: bool,
 }
@@ -165,12 +198,13 @@ impl Draft {
     /// One change of each object at most.
     fn apply<'a>(mut self, changes: impl Iterator<Item = &'a Change> + Clone) -> Result<Policy, PolicyError> {
         // What ports refer to comes first; and numbers of what goes are not given to what comes.
-        let (mut puts, mut removals) = (Vec::new(), Vec::new());
+        let (mut puts, mut members, mut removals) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes {
             match change {
                 Change::PutGroup(group) => self.put_group(group)?,
                 Change::PutAddressSet(set) => self.put_set(set)?,
                 Change::PutPort(port) => puts.push(port),
+                Change::PutMembers(record) => members.push(record),
                 _ => removals.push(change),
             }
         }
@@ -179,6 +213,9 @@ impl Draft {
         }
         for removal in removals {
             self.remove(removal);
+        }
+        for record in members {
+            self.put_members(record)?;
         }
         self.check_references()?;
         self.check_sizes()?;
@@ -222,12 +259,11 @@ impl Draft {
         }
         let same = unchanged.is_some();
         let source = set.clone();
-        let id = self
-            .next
+        self.next
             .sets
             .put(set.name.clone(), Arc::new(CompiledSet { source, members }));
         if !same {
-            self.changed_peers.insert(PeerId::AddressSet(id));
+            self.changed_peers.insert(PeerId::AddressSet(set.name.clone()));
         }
         Ok(())
     }
@@ -246,7 +282,7 @@ impl Draft {
         }
         let network = match self.next.networks.id(&port.network) {
             Some(network) => network,
-            None => self.next.networks.put(port.network.clone(), ()),
+            None => self.next.networks.put(port.network.clone(), port.network.clone()),
         };
         let groups = port
             .groups
@@ -262,8 +298,8 @@ impl Draft {
             if let Some(former) = &former {
                 self.touch(former);
             }
-            let groups = groups.iter().flatten();
-            self.touched.extend(groups.map(|group| (network, *group)));
+            let groups = port.groups.iter().flatten();
+            self.touched.extend(groups.map(|group| (network, group.clone())));
         }
         self.regrouped |= !same_groups;
         let epoch = match &former {
@@ -328,8 +364,30 @@ impl Draft {
     }
 
     fn touch(&mut self, port: &CompiledPort) {
-        let groups = port.groups().iter();
-        self.touched.extend(groups.map(|group| (port.network, *group)));
+        let groups = port.source.groups.iter().flatten();
+        self.touched.extend(groups.map(|group| (port.network, group.clone())));
+    }
+
+    fn put_members(&mut self, record: &Arc<GroupMembers>) -> Result<(), PolicyError> {
+        if record.addresses.len() > limits::MEMBER_ADDRESSES_MAX {
+            return Err(PolicyError::TooMany {
+                of: format!("group '{}' has in network '{}'", record.group, record.network),
+                count: record.addresses.len(),
+                what: "members' addresses",
+                max: limits::MEMBER_ADDRESSES_MAX,
+                remedy: "give its ports another group, or write the rules with address ranges",
+            });
+        }
+        let key = (record.network.clone(), record.group.clone());
+        Arc::make_mut(&mut self.next.elsewhere).insert(key, record.clone());
+        self.touch_members(&record.network, &record.group);
+        Ok(())
+    }
+
+    fn touch_members(&mut self, network: &Name, group: &Name) {
+        if let Some(network) = self.next.networks.id(network) {
+            self.touched.insert((network, group.clone()));
+        }
     }
 
     fn remove(&mut self, change: &Change) {
@@ -346,7 +404,14 @@ impl Draft {
                     self.regrouped = true;
                 }
             }
-            Change::PutGroup(_) | Change::PutAddressSet(_) | Change::PutPort(_) => {}
+            Change::RemoveMembers { group, network } => {
+                let key = (network.clone(), group.clone());
+                if self.next.elsewhere.contains_key(&key) {
+                    Arc::make_mut(&mut self.next.elsewhere).remove(&key);
+                    self.touch_members(network, group);
+                }
+            }
+            Change::PutGroup(_) | Change::PutAddressSet(_) | Change::PutPort(_) | Change::PutMembers(_) => {}
         }
     }
 
@@ -369,21 +434,17 @@ impl Draft {
                 }
             }
         }
-        let all = self.removed_sets || !self.removed_groups.is_empty();
         for (id, group) in next.groups.iter() {
-            if !all && !self.changed_groups.contains(&id) {
+            if !self.removed_sets && !self.changed_groups.contains(&id) {
                 continue;
             }
             for peer in &group.peers {
-                let (there, kind, name) = match peer {
-                    PeerName::Group(name) => (next.groups.id(name).is_some(), "group", name),
-                    PeerName::AddressSet(name) => (next.sets.id(name).is_some(), "address set", name),
-                };
-                if !there {
-                    return Err(PolicyError::NoSuchPeer {
-                        rule: RuleName(naming(&group.source, peer)),
-                        kind,
-                        peer: name.clone(),
+                if let PeerName::AddressSet(name) = peer
+                    && next.sets.id(name).is_none()
+                {
+                    return Err(PolicyError::NoSuchAddressSet {
+                        rule: RuleName(naming(&group.source, name)),
+                        set: name.clone(),
                     });
                 }
             }
@@ -399,6 +460,7 @@ impl Draft {
             (next.sets.len(), "address sets", limits::ADDRESS_SETS_MAX),
             (next.ports.len(), "ports", limits::PORTS_MAX),
             (rules, "rules in all groups", limits::RULES_MAX),
+            (next.elsewhere.len(), "records of members", limits::MEMBER_RECORDS_MAX),
         ] {
             if count > max {
                 return Err(PolicyError::TooMany {
@@ -444,56 +506,36 @@ impl Draft {
 
     /// Brings the addresses of groups that rules name up to date.
     fn find_members(&mut self) {
-        let next = &self.next;
-        let mut wanted: HashSet<(NetworkId, GroupId)> = HashSet::new();
-        if self.regrouped || !self.changed_groups.is_empty() {
+        let next = &mut self.next;
+        let wanted: Vec<(NetworkId, Name)> = if self.regrouped || !self.changed_groups.is_empty() {
+            let mut named = HashSet::new();
             for (_, bound) in next.bound.iter() {
-                let Some(group) = next.groups.get(bound.group) else {
-                    continue;
-                };
-                for peer in &group.peers {
-                    if let PeerName::Group(name) = peer
-                        && let Some(id) = next.groups.id(name)
-                    {
-                        wanted.insert((bound.network, id));
-                    }
-                }
+                let peers = next.groups.get(bound.group).into_iter().flat_map(|group| &group.peers);
+                named.extend(peers.filter_map(|peer| match peer {
+                    PeerName::Group(name) => Some((bound.network, name.clone())),
+                    PeerName::AddressSet(_) => None,
+                }));
             }
-            if next.remote.keys().any(|key| !wanted.contains(key)) {
-                let mut remote = HashMap::clone(&next.remote);
-                remote.retain(|key, _| wanted.contains(key));
-                self.next.remote = Arc::new(remote);
+            if next.remote.keys().any(|key| !named.contains(key)) {
+                Arc::make_mut(&mut next.remote).retain(|key, _| named.contains(key));
             }
-            let (remote, touched) = (&self.next.remote, &self.touched);
-            wanted.retain(|key| touched.contains(key) || !remote.contains_key(key));
+            let stale = |key: &(_, _)| self.touched.contains(key) || !next.remote.contains_key(key);
+            named.into_iter().filter(stale).collect()
         } else {
-            wanted.extend(self.touched.iter().filter(|key| next.remote.contains_key(key)));
-        }
-        if wanted.is_empty() {
-            return;
-        }
-        let mut is_wanted = vec![false; self.next.groups.end()];
-        let mut addresses: HashMap<_, Vec<_>> = HashMap::new();
-        for key in wanted {
-            mark(&mut is_wanted, key.1);
-            addresses.insert(key, Vec::new());
-        }
-        for (_, port) in self.next.ports.iter() {
-            for group in port.groups().iter().filter(|group| marked(&is_wanted, **group)) {
-                if let Some(found) = addresses.get_mut(&(port.network, *group)) {
-                    found.extend(&port.source.addresses);
-                }
-            }
-        }
-        let mut remote = HashMap::clone(&self.next.remote);
-        for (key, addresses) in addresses {
-            let members = Members::of_addresses(addresses.into_iter());
-            if remote.get(&key).is_none_or(|former| **former != members) {
-                remote.insert(key, Arc::new(members));
+            self.touched
+                .iter()
+                .filter(|key| next.remote.contains_key(key))
+                .cloned()
+                .collect()
+        };
+        let addresses = addresses(next, &wanted).into_iter();
+        let members: Vec<Members> = addresses.map(|all| Members::of_addresses(all.into_iter())).collect();
+        for (key, members) in wanted.into_iter().zip(members) {
+            if next.remote.get(&key).is_none_or(|former| **former != members) {
+                Arc::make_mut(&mut next.remote).insert(key.clone(), Arc::new(members));
                 self.changed_peers.insert(PeerId::Group(key.0, key.1));
             }
         }
-        self.next.remote = Arc::new(remote);
     }
 
     /// Gives the groups in networks what changed of their rules and of the addresses that these name.
@@ -514,14 +556,13 @@ impl Draft {
             for peer in &compiled.peers {
                 let (id, addresses) = match peer {
                     PeerName::Group(name) => {
-                        let group = next.groups.id(name).unwrap_or(u32::MAX);
-                        let found = next.remote.get(&(bound.network, group)).cloned();
-                        (PeerId::Group(bound.network, group), found)
+                        let key = (bound.network, name.clone());
+                        let addresses = next.remote.get(&key).cloned();
+                        (PeerId::Group(key.0, key.1), addresses)
                     }
                     PeerName::AddressSet(name) => {
-                        let set = next.sets.by_key(name);
-                        let found = set.map(|(_, set)| set.members.clone());
-                        (PeerId::AddressSet(set.map_or(u32::MAX, |(id, _)| id)), found)
+                        let addresses = next.sets.by_key(name).map(|(_, set)| set.members.clone());
+                        (PeerId::AddressSet(name.clone()), addresses)
                     }
                 };
                 peers.push(id);
@@ -595,12 +636,40 @@ fn check_name(kind: &'static str, name: &Name) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// The first rule of a group that names the peer.
-fn naming(group: &Group, peer: &PeerName) -> String {
-    let rule = group.rules.iter().find(|rule| match (&rule.peer, peer) {
-        (crate::Peer::Group(name), PeerName::Group(peer))
-        | (crate::Peer::AddressSet(name), PeerName::AddressSet(peer)) => name == peer,
-        _ => false,
+/// The addresses of the members of groups in networks, in the same order, from here and elsewhere.
+fn addresses<'a>(policy: &'a Policy, wanted: &[(NetworkId, Name)]) -> Vec<Vec<&'a IpAddr>> {
+    let told = wanted.iter().map(|(network, group)| {
+        let network = policy.networks.get(*network)?;
+        policy.elsewhere.get(&(network.clone(), group.clone()))
     });
+    let mut found: Vec<Vec<&IpAddr>> = told
+        .map(|told| told.iter().flat_map(|told| &told.addresses).collect())
+        .collect();
+    let mut is_wanted = vec![false; policy.groups.end()];
+    let mut places = HashMap::new();
+    for (place, (network, name)) in wanted.iter().enumerate() {
+        if let Some(group) = policy.groups.id(name) {
+            mark(&mut is_wanted, group);
+            places.insert((*network, group), place);
+        }
+    }
+    if places.is_empty() {
+        return found;
+    }
+    for (_, port) in policy.ports.iter() {
+        for group in port.groups().iter().filter(|group| marked(&is_wanted, **group)) {
+            let place = places.get(&(port.network, *group));
+            if let Some(found) = place.and_then(|place| found.get_mut(*place)) {
+                found.extend(&port.source.addresses);
+            }
+        }
+    }
+    found
+}
+
+/// The first rule of a group that names the address set.
+fn naming(group: &Group, set: &Name) -> String {
+    let names_it = |rule: &&Rule| matches!(&rule.peer, Peer::AddressSet(name) if name == set);
+    let rule = group.rules.iter().find(names_it);
     rule.map_or_else(|| group.name.to_string(), |rule| rule_name(group, rule))
 }

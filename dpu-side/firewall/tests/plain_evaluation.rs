@@ -7,8 +7,8 @@ mod plain;
 use std::sync::Arc;
 
 use outboard_firewall::{
-    Action, AddressSet, Change, Cidr, Direction, EgressDefault, Ethertype, Flow, Group, Name, Peer, Policy, Port,
-    PortSpec, Protocol, Rule, Spec,
+    Action, AddressSet, Change, Cidr, Direction, EgressDefault, Ethertype, Flow, Group, GroupMembers, Name, Peer,
+    Policy, Port, PortSpec, Protocol, Rule, Spec,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -35,7 +35,7 @@ fn address_bits() -> impl Strategy<Value = u8> {
     prop_oneof![3 => 0_u8..8, 1 => any::<u8>()]
 }
 
-fn address(v4: bool, bits: u8, far: u8) -> std::net::IpAddr {
+fn address_of(v4: bool, (bits, far): (u8, u8)) -> std::net::IpAddr {
     match (v4, far) {
         (true, 0) => [10, 0, 0, bits].into(),
         (true, 1) => [255, 255, 255, bits | 0xf8].into(),
@@ -62,7 +62,7 @@ fn any_address() -> impl Strategy<Value = std::net::IpAddr> {
         address_bits(),
         prop_oneof![4 => Just(0_u8), 1 => 1_u8..3],
     )
-        .prop_map(|(v4, bits, far)| address(v4, bits, far))
+        .prop_map(|(v4, bits, far)| address_of(v4, (bits, far)))
 }
 
 fn cidr() -> impl Strategy<Value = Cidr> {
@@ -173,33 +173,48 @@ fn port(number: usize) -> impl Strategy<Value = Arc<Port>> {
     )
 }
 
+fn members(group: &'static str, network: &'static str) -> impl Strategy<Value = Arc<GroupMembers>> {
+    vec(any_address(), 0..4).prop_map(move |addresses| {
+        Arc::new(GroupMembers {
+            group: group.into(),
+            network: network.into(),
+            addresses,
+        })
+    })
+}
+
 fn spec() -> impl Strategy<Value = Spec> {
     let groups = (group("a"), group("b"), group("c"), group("d")).prop_map(|(a, b, c, d)| vec![a, b, c, d]);
     let sets = (set("s"), set("t")).prop_map(|(s, t)| vec![s, t]);
     let ports = (port(0), port(1), port(2), port(3)).prop_map(|(p, q, r, s)| vec![p, q, r, s]);
-    (groups, sets, ports).prop_map(|(groups, address_sets, ports)| Spec {
+    let members = (members("a", "blue"), members("b", "red")).prop_map(|(a, b)| vec![a, b]);
+    (groups, sets, ports, members).prop_map(|(groups, address_sets, ports, members)| Spec {
         groups,
         address_sets,
         ports,
+        members,
     })
 }
 
 fn flows() -> impl Strategy<Value = Vec<(Direction, Flow)>> {
+    let address = || (address_bits(), prop_oneof![4 => Just(0_u8), 1 => 1_u8..3]);
+    let addresses = (any::<bool>(), address(), address())
+        .prop_map(|(v4, source, destination)| (address_of(v4, source), address_of(v4, destination)));
     let one = (
         any::<bool>(),
-        any_address(),
-        any_address(),
+        addresses,
         select(vec![1_u8, 6, 6, 6, 17, 47, 58, 132]),
         port_number(),
     );
-    let one = one.prop_filter_map("one family", |(to, source, destination, protocol, port)| {
+    let one = one.prop_map(|(to, (source, destination), protocol, port)| {
+        let [high, low] = port.to_be_bytes();
         let selector = match protocol {
-            1 | 58 => u16::from_be_bytes([port.to_be_bytes()[1] % 5, port.to_be_bytes()[0] % 4]),
+            1 | 58 => u16::from_be_bytes([low % 5, high % 4]),
             47 => 0,
             _ => port,
         };
-        let flow = Flow::between(source, destination, protocol, selector)?;
-        Some((if to { Direction::Ingress } else { Direction::Egress }, flow))
+        let flow = Flow::between(source, destination, protocol, selector).expect("one family");
+        (if to { Direction::Ingress } else { Direction::Egress }, flow)
     });
     vec(one, 100)
 }
@@ -233,6 +248,13 @@ fn change() -> impl Strategy<Value = Change> {
         2 => (0..SETS.len()).prop_flat_map(|n| set(SETS[n])).prop_map(Change::PutAddressSet),
         4 => name.clone().prop_flat_map(port).prop_map(Change::PutPort),
         2 => name.prop_map(|n| Change::RemovePort(format!("p{n}").into())),
+        2 => (select(&GROUPS[..]), select(vec!["blue", "red"]))
+            .prop_flat_map(|(group, network)| members(group, network))
+            .prop_map(Change::PutMembers),
+        1 => (select(&GROUPS[..]), select(vec!["blue", "red"])).prop_map(|(group, network)| Change::RemoveMembers {
+            group: group.into(),
+            network: network.into(),
+        }),
     ]
 }
 
@@ -251,6 +273,15 @@ fn applied(spec: &mut Spec, change: &Change) {
             Some(old) => *old = port.clone(),
             None => spec.ports.push(port.clone()),
         },
+        Change::PutMembers(members) => {
+            spec.members
+                .retain(|old| (&old.group, &old.network) != (&members.group, &members.network));
+            spec.members.push(members.clone());
+        }
+        Change::RemoveMembers { group, network } => {
+            spec.members
+                .retain(|old| (&old.group, &old.network) != (group, network));
+        }
         Change::RemovePort(name) => spec.ports.retain(|port| port.name != *name),
         Change::RemoveGroup(name) => spec.groups.retain(|group| group.name != *name),
         Change::RemoveAddressSet(name) => spec.address_sets.retain(|set| set.name != *name),

@@ -59,8 +59,11 @@ fn members(spec: &Spec, network: &str, peer: &Peer) -> Vec<Cidr> {
         Peer::Group(name) => {
             let ports = spec.ports.iter().filter(|port| *port.network == *network);
             let ports = ports.filter(|port| port.groups.iter().flatten().any(|group| group == name));
-            ports
-                .flat_map(|port| port.addresses.iter().map(|address| Cidr::from(*address)))
+            let elsewhere = spec.members.iter();
+            let elsewhere = elsewhere.filter(|told| *told.network == *network && told.group == *name);
+            let here = ports.flat_map(|port| &port.addresses);
+            here.chain(elsewhere.flat_map(|told| &told.addresses))
+                .map(|address| Cidr::from(*address))
                 .collect()
         }
     }
