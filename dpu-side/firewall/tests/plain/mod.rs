@@ -113,8 +113,11 @@ fn matches(spec: &Spec, port: &Port, rule: &Rule, flow: &Flow) -> bool {
     family && protocol && ports && from
 }
 
+/// A group's rules, with the addresses that each one's peer stands for.
+type Resolved = (Group, Vec<BTreeSet<String>>);
+
 /// Everything that judgements about a port follow from: while it is the same, so is the port's epoch.
-pub fn basis(spec: &Spec, port: &Port) -> (Option<Vec<(Group, Vec<BTreeSet<String>>)>>, Arc<str>) {
+pub fn basis(spec: &Spec, port: &Port) -> (Option<Vec<Resolved>>, Arc<str>) {
     let groups = port.groups.as_ref().map(|groups| {
         let of = |name: &Arc<str>| {
             let group = Group::clone(group(spec, name));
