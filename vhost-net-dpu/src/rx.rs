@@ -116,7 +116,8 @@ impl RxQueue {
     #[inline]
     fn write_whole(&self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Option<()> {
         let own = self.queue.ring.memory();
-        let bytes = self.chains.first()?.only_writable(own)?;
+        let total = HEADER_LEN + head.len() + payload.len();
+        let bytes = self.chains.first()?.writable_piece(own, total)?;
         let rest = bytes.part(HEADER_LEN + head.len(), payload.len())?;
         let source_lives = match payload {
             Payload::Private(payload) => {

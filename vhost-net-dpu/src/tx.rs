@@ -127,6 +127,7 @@ impl Head {
         Ok(())
     }
 
+    #[inline]
     fn bytes(&self) -> &[u8] {
         self.private.get(HEADER_LEN..HEADER_LEN + self.len).unwrap_or_default()
     }
@@ -196,21 +197,25 @@ impl TxQueue {
     }
 
     /// What the burst's frames are, by slot.
+    #[inline]
     pub fn records(&self) -> &[Record] {
         self.records.get(..self.held).unwrap_or_default()
     }
 
     /// Why there is no frame to forward in a slot of the burst, if so: then its record is of [`Class::Refused`].
+    #[inline]
     pub fn refusal(&self, slot: usize) -> Option<TxRefusal> {
         self.refusals.get(slot).copied().flatten()
     }
 
     /// The private first bytes of the frame in a slot: all of it, or [`HEAD_LEN_MAX`].
+    #[inline]
     pub fn head_of(&self, slot: usize) -> &[u8] {
         self.heads.get(slot).map(Head::bytes).unwrap_or_default()
     }
 
     /// The chain of the frame in a slot of the burst: the virtio header, then the frame.
+    #[inline]
     pub fn chain_of(&self, slot: usize) -> Option<&Chain> {
         self.chains.get(..self.held)?.get(slot)
     }
@@ -226,17 +231,18 @@ impl TxQueue {
     }
 
     /// The frame in a slot, to be delivered.
+    #[inline]
     pub(crate) fn source(&self, slot: usize) -> Option<(&Record, Source<'_>)> {
-        let record = self
-            .records()
-            .get(slot)
-            .filter(|record| record.class != Class::Refused)?;
-        let head = self.head_of(slot);
+        if slot >= self.held {
+            return None;
+        }
+        let record = self.records.get(slot).filter(|record| record.class != Class::Refused)?;
+        let head = self.heads.get(slot)?;
         let source = Source {
             memory: self.memory(),
-            chain: self.chain_of(slot)?,
-            head,
-            len: (record.len as usize).max(head.len()),
+            chain: self.chains.get(slot)?,
+            head: head.bytes(),
+            len: head.frame_len,
         };
         Some((record, source))
     }
@@ -272,6 +278,7 @@ impl TxQueue {
     }
 
     /// The memory that the chains are in.
+    #[inline]
     pub fn memory(&self) -> &GuestMemory {
         self.queue.ring.memory()
     }

@@ -1,5 +1,7 @@
 //! A descriptor chain that was read once and checked.
 
+use std::slice;
+
 use outboard_controls::{Check, on};
 
 use crate::{
@@ -42,6 +44,9 @@ pub enum ChainError {
 #[derive(Debug)]
 pub struct Chain {
     head: u16,
+    /// There is one segment, `only`; otherwise `segments` has them.
+    single: bool,
+    only: Segment,
     /// The readable ones first.
     segments: Vec<Segment>,
     readable_count: usize,
@@ -62,6 +67,8 @@ impl Chain {
     pub fn new() -> Self {
         Self {
             head: 0,
+            single: false,
+            only: Segment { addr: 0, len: 0 },
             segments: Vec::with_capacity(SEGMENT_COUNT_START),
             readable_count: 0,
             readable_len: 0,
@@ -71,26 +78,40 @@ impl Chain {
     }
 
     /// The index of its first descriptor, by which it is given back.
+    #[inline]
     pub fn head(&self) -> u16 {
         self.head
     }
 
     /// What the device may read, in order.
+    #[inline]
     pub fn readable(&self) -> &[Segment] {
-        &self.segments[..self.readable_count]
+        &self.all()[..self.readable_count]
     }
 
     /// What the device may write, in order.
+    #[inline]
     pub fn writable(&self) -> &[Segment] {
-        &self.segments[self.readable_count..]
+        &self.all()[self.readable_count..]
+    }
+
+    #[inline]
+    fn all(&self) -> &[Segment] {
+        if self.single {
+            slice::from_ref(&self.only)
+        } else {
+            &self.segments
+        }
     }
 
     /// Bytes the device may read.
+    #[inline]
     pub fn readable_len(&self) -> u64 {
         self.readable_len
     }
 
     /// Bytes the device may write.
+    #[inline]
     pub fn writable_len(&self) -> u64 {
         self.writable_len
     }
@@ -144,13 +165,11 @@ impl Chain {
         Ok(())
     }
 
-    /// The writable bytes, if they are in one piece.
+    /// The first `len` writable bytes, if they are in one piece.
     #[inline]
-    pub fn only_writable<'m>(&self, mem: &'m GuestMemory) -> Option<GuestBytes<'m>> {
-        match self.writable() {
-            [only] => mem.bytes(only.addr, only.len as usize, self.near).ok(),
-            _ => None,
-        }
+    pub fn writable_piece<'m>(&self, mem: &'m GuestMemory, len: usize) -> Option<GuestBytes<'m>> {
+        let (addr, len) = self.piece_of(self.writable(), 0, len)?;
+        mem.bytes(addr, len, self.near).ok()
     }
 
     /// `len` readable bytes from `offset`, if they are in one piece.
@@ -171,7 +190,7 @@ impl Chain {
 
     /// Make it the empty chain of `head`.
     pub(crate) fn reset(&mut self, head: u16) {
-        self.head = head;
+        (self.head, self.single) = (head, false);
         self.segments.clear();
         (self.readable_count, self.readable_len, self.writable_len) = (0, 0, 0);
     }
@@ -180,10 +199,10 @@ impl Chain {
     #[inline]
     pub(crate) fn set_only(&mut self, head: u16, segment: Segment, write: bool, near: u16) {
         (self.head, self.near) = (head, near);
-        self.segments.clear();
-        self.segments.push(segment);
-        let len = u64::from(segment.len);
-        (self.readable_count, self.readable_len, self.writable_len) = if write { (0, 0, len) } else { (1, len, 0) };
+        (self.single, self.only) = (true, segment);
+        let (readable, writable) = if write { (0, segment.len) } else { (segment.len, 0) };
+        self.readable_count = usize::from(!write);
+        (self.readable_len, self.writable_len) = (readable.into(), writable.into());
     }
 
     /// Where its first segment's region is.

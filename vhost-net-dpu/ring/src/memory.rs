@@ -291,11 +291,15 @@ impl GuestMemory {
 
     /// Where the region is that holds all of the range, `near` or elsewhere; `None` if none does.
     #[inline]
-    pub(crate) fn place(&self, addr: u64, len: u64, near: u16) -> Option<u16> {
-        let guessed = self.regions.get(usize::from(near));
-        if guessed.is_some_and(|region| region.holds(addr, len)) {
-            return Some(near);
+    pub(crate) fn place(&self, addr: u64, len: u32, near: u16) -> Option<u16> {
+        match self.regions.get(usize::from(near)) {
+            Some(region) if region.holds(addr, len) => Some(near),
+            _ => self.search_place(addr, len),
         }
+    }
+
+    #[cold]
+    fn search_place(&self, addr: u64, len: u32) -> Option<u16> {
         let next = self.regions.partition_point(|region| region.guest_phys_addr <= addr);
         let found = next.checked_sub(1)?;
         self.regions.get(found).filter(|region| region.holds(addr, len))?;
@@ -303,14 +307,12 @@ impl GuestMemory {
         u16::try_from(found).ok()
     }
 
-    /// A buffer at `addr` is about to be used: fetch its first bytes.
+    /// The same for a buffer that is used soon: its first bytes are fetched.
     #[inline]
-    pub(crate) fn prefetch(&self, addr: u64, len: u32, near: u16) {
-        if let Some(region) = self.regions.get(usize::from(near))
-            && let Some(bytes) = region.bytes(addr.wrapping_sub(region.guest_phys_addr), len as usize)
-        {
-            bytes.prefetch();
-        }
+    pub(crate) fn place_ahead(&self, addr: u64, len: u32, near: u16) -> Option<u16> {
+        let place = self.place(addr, len, near)?;
+        self.bytes(addr, len as usize, place).ok()?.prefetch();
+        Some(place)
     }
 
     /// A range that is accessed again and again. It must lie in one region.
@@ -483,9 +485,9 @@ impl Region {
 
     /// Does it hold all of `len` bytes from `addr`?
     #[inline]
-    fn holds(&self, addr: u64, len: u64) -> bool {
+    fn holds(&self, addr: u64, len: u32) -> bool {
         let offset = addr.wrapping_sub(self.guest_phys_addr);
-        offset < self.len && len <= self.len - offset
+        offset < self.len && u64::from(len) <= self.len - offset
     }
 }
 

@@ -10,7 +10,7 @@ use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_U
 use vm_memory::VolatileMemoryError;
 
 use crate::{
-    chain::Chain,
+    chain::{Chain, Segment},
     descriptor::Descriptor,
     heads::Heads,
     inflight_log::{InflightError, InflightLog, Journal, Recovered},
@@ -127,10 +127,19 @@ impl From<VolatileMemoryError> for RingError {
 /// Entries of the available ring that are looked at ahead.
 const AHEAD_MAX: u16 = 32;
 
-/// What is available and was looked at, but not taken: heads, each with its first descriptor.
+/// An entry of the available ring that was looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    head: u16,
+    /// Where its region is, if the chain is one buffer in one region, and in order.
+    place: Option<u16>,
+    first: Descriptor,
+}
+
+/// What is available and was looked at, but not taken.
 #[derive(Debug)]
 struct Ahead {
-    entries: Box<[(u16, Descriptor); AHEAD_MAX as usize]>,
+    entries: Box<[Seen; AHEAD_MAX as usize]>,
     /// The one to take next; those before it were taken.
     next: u16,
     /// Where they end.
@@ -140,20 +149,20 @@ struct Ahead {
 impl Ahead {
     fn new() -> Self {
         Self {
-            entries: Box::new([(0, Descriptor::default()); AHEAD_MAX as usize]),
+            entries: Box::new([Seen::default(); AHEAD_MAX as usize]),
             next: 0,
             end: 0,
         }
     }
 
     #[inline]
-    fn pop(&mut self) -> Option<(u16, Descriptor)> {
+    fn pop(&mut self) -> Option<&Seen> {
         if self.next == self.end {
             return None;
         }
-        let entry = self.entries.get(usize::from(self.next)).copied();
+        let place = usize::from(self.next);
         self.next += 1;
-        entry
+        self.entries.get(place)
     }
 
     /// The one that was taken last is to be taken again.
@@ -328,15 +337,19 @@ impl SplitRing {
         if self.replay_left > 0 {
             return self.replay(chain);
         }
-        let (head, first) = match self.ahead.pop() {
-            Some(entry) => entry,
-            None => match self.look_ahead()? {
-                Some(entry) => entry,
-                None => return Ok(false),
-            },
+        if self.ahead.next == self.ahead.end && !self.look_ahead()? {
+            return Ok(false);
+        }
+        let Some(&Seen { head, place, first }) = self.ahead.pop() else {
+            return Ok(false);
         };
-        walk::walk(&self.layout, &self.mem, (head, first), chain, &mut self.near)
-            .map_err(|fault| RingError::Chain { head, fault })?;
+        match place {
+            Some(place) => {
+                let Descriptor { addr, len, .. } = first;
+                chain.set_only(head, Segment { addr, len }, first.is_write(), place);
+            }
+            None => self.walk((head, first), chain)?,
+        }
         if !self.in_flight.insert(head) && on(Check::HeadInFlight) {
             return Err(RingError::HeadInFlight { head });
         }
@@ -350,10 +363,10 @@ impl SplitRing {
     }
 
     /// Read the entries that are available, and the first descriptor of each, before the first of them is needed: so
-    /// their cache misses overlap. The first of them.
-    fn look_ahead(&mut self) -> Result<Option<(u16, Descriptor)>, RingError> {
+    /// their cache misses overlap. True if there are any.
+    fn look_ahead(&mut self) -> Result<bool, RingError> {
         if self.next_avail == self.avail_idx && !self.read_avail_idx()? {
-            return Ok(None);
+            return Ok(false);
         }
         let size = self.layout.size;
         let available = self.avail_idx.wrapping_sub(self.next_avail).min(AHEAD_MAX);
@@ -370,26 +383,31 @@ impl SplitRing {
                 }
                 head %= size;
             }
-            entry.0 = head;
+            entry.head = head;
             self.layout.view.prefetch_descriptor(head);
             count = n + 1;
         }
-        for (head, first) in self.ahead.entries.iter_mut().take(usize::from(count)) {
-            // One read; the guest may change it behind our back, and what is checked later must be what is used.
-            *first = self.layout.view.descriptor(*head);
-            self.mem.prefetch(first.addr, first.len, self.near);
+        for seen in self.ahead.entries.iter_mut().take(usize::from(count)) {
+            // One read; the guest may change it behind our back, and what was checked must be what is used.
+            seen.first = self.layout.view.descriptor(seen.head);
+            seen.place = walk::alone(&self.layout, &self.mem, seen.first, self.near);
+            self.near = seen.place.unwrap_or(self.near);
         }
         (self.ahead.next, self.ahead.end) = (0, count);
-        Ok(self.ahead.pop())
+        Ok(count > 0)
+    }
+
+    /// Fill a chain that is more than one buffer, or not in order.
+    fn walk(&mut self, (head, first): (u16, Descriptor), chain: &mut Chain) -> Result<(), RingError> {
+        walk::walk(&self.layout, &self.mem, (head, first), chain, &mut self.near)
+            .map_err(|fault| RingError::Chain { head, fault })
     }
 
     /// Take a chain that was in flight when the ring started. The log has it already.
     #[cold]
     fn replay(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
         let head = self.taken[self.layout.slot(self.next_avail)];
-        let first = self.layout.view.descriptor(head);
-        walk::walk(&self.layout, &self.mem, (head, first), chain, &mut self.near)
-            .map_err(|fault| RingError::Chain { head, fault })?;
+        self.walk((head, self.layout.view.descriptor(head)), chain)?;
         if !self.in_flight.insert(head) && on(Check::HeadInFlight) {
             return Err(RingError::HeadInFlight { head });
         }
@@ -483,20 +501,31 @@ impl SplitRing {
     /// # Errors
     /// As for [`SplitRing::push_used`]. Those before the one that is wrong are staged.
     pub fn push_used_burst(&mut self, chains: &[Chain]) -> Result<(), RingError> {
-        let first = self.next_used;
-        let mut outcome = Ok(());
-        for chain in chains {
+        let in_order = self.layout.in_order;
+        for (n, chain) in (0..).zip(chains) {
             let head = chain.head();
-            outcome = self.stage_unwritten(head);
-            if outcome.is_err() {
-                break;
+            if let Err(error) = self.stage_unwritten(head) {
+                self.end_batch(chains.get(..n).unwrap_or_default());
+                return Err(error);
             }
-            // Where the driver looks for one entry, it is that of the last.
-            let at = if self.layout.in_order { first } else { self.next_used };
-            self.layout.view.set_used_entry(at, head, 0);
-            self.next_used = self.next_used.wrapping_add(1);
+            if !in_order {
+                self.layout.view.set_used_entry(self.next_used, head, 0);
+                self.next_used = self.next_used.wrapping_add(1);
+            }
         }
-        outcome
+        self.end_batch(chains);
+        Ok(())
+    }
+
+    /// Write the one entry for chains that an in-order driver gets back as a batch: that of the last, where the driver looks
+    /// for the first.
+    fn end_batch(&mut self, chains: &[Chain]) {
+        if let (true, Some(last)) = (self.layout.in_order, chains.last()) {
+            self.layout.view.set_used_entry(self.next_used, last.head(), 0);
+            // There are no more than the queue has.
+            let count = u16::try_from(chains.len()).unwrap_or(0);
+            self.next_used = self.next_used.wrapping_add(count);
+        }
     }
 
     /// The device is done with a head; the entry itself is yet to be written.

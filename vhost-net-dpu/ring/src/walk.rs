@@ -100,34 +100,23 @@ pub enum ChainFault {
     TooManyBytes,
 }
 
-/// Fill `chain` from the descriptors at `head`, which must be below the queue's size. The first of them was read
-/// already; `near` is where its buffer may be, and where the last one was afterwards.
+/// Is the chain of this first descriptor one buffer in one region, as most are? Then it is in order; where its region
+/// is. Its first bytes are fetched.
 #[inline]
-pub(crate) fn walk(
-    layout: &Layout,
-    mem: &GuestMemory,
-    (head, first): (u16, Descriptor),
-    chain: &mut Chain,
-    near: &mut u16,
-) -> Result<(), ChainFault> {
-    // Most chains are one buffer in the memory where the last one was.
+pub(crate) fn alone(layout: &Layout, mem: &GuestMemory, first: Descriptor, near: u16) -> Option<u16> {
     let Descriptor { addr, len, .. } = first;
-    if first.is_alone()
-        && len != 0
-        && let Some(place) = mem.place(addr, len.into(), *near)
-        // All of it is in a region, so that its end does not wrap.
-        && !layout.holds(&(addr..addr + u64::from(len)))
-    {
-        *near = place;
-        chain.set_only(head, Segment { addr, len }, first.is_write(), place);
-        return Ok(());
+    if !first.is_alone() || len == 0 {
+        return None;
     }
-    walk_slowly(layout, mem, (head, first), chain, near)
+    let place = mem.place_ahead(addr, len, near)?;
+    // All of it is in a region, so that its end does not wrap.
+    (!layout.holds(&(addr..addr.wrapping_add(len.into())))).then_some(place)
 }
 
-/// The same for any chain.
+/// Fill `chain` from the descriptors at `head`, which must be below the queue's size. The first of them was read
+/// already; `near` is where its buffer may be, and where the last one was afterwards.
 #[inline(never)]
-fn walk_slowly(
+pub(crate) fn walk(
     layout: &Layout,
     mem: &GuestMemory,
     (head, first): (u16, Descriptor),
@@ -251,7 +240,7 @@ impl Walk<'_> {
         if self.layout.holds(&(addr..end)) && on(Check::RingOverlap) {
             return Err(ChainFault::InRing { addr, len });
         }
-        if let Some(place) = self.mem.place(addr, len.into(), self.near) {
+        if let Some(place) = self.mem.place(addr, len, self.near) {
             self.near = place;
             return match self.chain.push(Segment { addr, len }, descriptor.is_write()) {
                 true => Ok(()),

@@ -48,14 +48,14 @@ fn chains_go_there_and_back_direct_and_indirect() {
     assert_eq!(chain.head(), head);
     assert_eq!(
         chain.readable(),
-        [crate::Segment {
+        [Segment {
             addr: buffers[0].0,
             len: 5
         }]
     );
     assert_eq!(
         chain.writable(),
-        [crate::Segment {
+        [Segment {
             addr: buffers[1].0,
             len: 7
         }]
@@ -243,7 +243,7 @@ proptest! {
             driver.publish();
             prop_assert_eq!(ring.pop(&mut chain), Ok(true));
             prop_assert_eq!(chain.head(), head);
-            let seen = |segments: &[crate::Segment]| segments.iter().map(|s| (s.addr, s.len)).collect::<Vec<_>>();
+            let seen = |segments: &[Segment]| segments.iter().map(|s| (s.addr, s.len)).collect::<Vec<_>>();
             prop_assert_eq!(seen(chain.readable()), from.to_vec());
             prop_assert_eq!(seen(chain.writable()), to.to_vec());
             ring.push_used(&chain, u32::from(writable > 0)).unwrap();
