@@ -12,10 +12,9 @@ use crate::{
     error::RxDrop,
     header::{HEADER_LEN, NEEDS_CSUM, NetHeader},
     offload::{Offload, PartialChecksum, Segmentation},
-    record::Work,
     rx::{Payload, RxQueue},
     segment::Segments,
-    tx::{Frame, TxQueue},
+    tx::TxQueue,
 };
 
 /// Private memory for one payload, taken once.
@@ -40,28 +39,10 @@ pub fn forward(
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
     let Some((frame, source)) = tx.source(slot) else { return };
-    if frame.work == Work::None {
-        let payload = source.guest(source.head.len(), source.len - source.head.len());
-        return record(rx.give(frame.header, source.head, payload).map(|()| source.len));
+    if frame.is_plain() && rx.give_plain(source) {
+        return record(Ok(source.len));
     }
     hand_over(source, &frame.offload(source.head), rx, scratch, record);
-}
-
-/// The same for the frame that was taken alone.
-pub fn deliver(
-    tx: &TxQueue,
-    frame: &Frame,
-    rx: &mut RxQueue,
-    scratch: &mut Scratch,
-    record: impl FnMut(Result<usize, RxDrop>),
-) {
-    let source = Source {
-        memory: tx.memory(),
-        chain: tx.chain(),
-        head: tx.head(),
-        len: frame.len,
-    };
-    hand_over(source, &frame.offload, rx, scratch, record);
 }
 
 /// A frame in its sender's memory.
@@ -100,6 +81,7 @@ impl<'a> Source<'a> {
     }
 }
 
+#[inline(never)]
 fn hand_over(
     source: Source<'_>,
     offload: &Offload,

@@ -1,6 +1,6 @@
 //! What the transmit and the receive queue have in common: a ring, its calls, and its failure.
 
-use outboard_ring::{CallFd, Chain, RingError, RingLog, Signals, SplitRing};
+use outboard_ring::{CallFd, Chain, GuestBytes, RingError, RingLog, Signals, SplitRing};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
@@ -121,6 +121,14 @@ impl Queue {
         if let Err(error) = self.ring.push_used_burst(chains) {
             self.fail(error);
         }
+    }
+
+    /// Fills the next chain, as [`SplitRing::fill_next`] does.
+    #[inline]
+    pub(crate) fn fill_next(&mut self, len: usize, write: impl FnOnce(GuestBytes<'_>) -> bool) -> bool {
+        let filled = self.ring.fill_next(len, write);
+        self.staged |= filled;
+        filled
     }
 
     #[inline]

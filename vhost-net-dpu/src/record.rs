@@ -21,8 +21,15 @@ const IPV4_DESTINATION: usize = ETHERNET_HEADER_LEN + 16;
 const IPV6_SOURCE: usize = ETHERNET_HEADER_LEN + 8;
 const IPV6_DESTINATION: usize = ETHERNET_HEADER_LEN + 24;
 /// Where the transport header is after a header without options, from the start of the frame.
-const IPV4_TRANSPORT: usize = ETHERNET_HEADER_LEN + 20;
+const IPV4_TRANSPORT: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN as usize;
 const IPV6_TRANSPORT: usize = ETHERNET_HEADER_LEN + 40;
+/// Length of IPv4's header without options, in bytes.
+const IPV4_HEADER_LEN: u16 = 20;
+/// The same offsets, as a record has them.
+const IPV4_TRANSPORT_OFFSET: u16 = 34;
+const IPV6_TRANSPORT_OFFSET: u16 = 54;
+const _: () =
+    assert!(IPV4_TRANSPORT_OFFSET as usize == IPV4_TRANSPORT && IPV6_TRANSPORT_OFFSET as usize == IPV6_TRANSPORT);
 /// Of IPv4's flags and offset, what only fragments have: more to come, or an offset.
 const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 /// Where TCP has its flags, from the start of its header.
@@ -156,63 +163,92 @@ impl Record {
     /// False if the frame is anything else, or not in order.
     #[inline]
     fn fill_plain(&mut self, head: &[u8], frame_len: usize) -> bool {
-        // Ethernet, IPv4 and UDP at least.
-        let Some(start) = head.first_chunk::<42>() else {
+        // The EtherType and the first byte of what follows.
+        match head.get(12..).and_then(|rest| rest.first_chunk()) {
+            Some([0x08, 0x00, 0x45]) => self.fill_v4(head, frame_len),
+            Some([0x86, 0xdd, first]) if first >> 4 == 6 => self.fill_v6(head, frame_len),
+            _ => false,
+        }
+    }
+
+    /// IPv4 whose header has 20 bytes.
+    #[inline]
+    fn fill_v4(&mut self, head: &[u8], frame_len: usize) -> bool {
+        let Some(start) = head.first_chunk::<{ IPV4_TRANSPORT + UDP_HEADER_LEN }>() else {
             return false;
         };
-        let destination = be64(start, 0) >> 16;
-        // The EtherType follows.
-        let source = be64(start, 6);
-        let [.., t0, t1] = source.to_be_bytes();
-        let (class, protocol, hop_limit, transport_offset, end) = match u16::from_be_bytes([t0, t1]) {
-            ETHERTYPE_IPV4 if start[14] == 0x45 && be16(start, 20) & IPV4_FRAGMENT_MASK == 0 => {
-                let end = ETHERNET_HEADER_LEN + usize::from(be16(start, 16));
-                (Class::Ipv4, start[23], start[22], IPV4_TRANSPORT, end)
-            }
-            ETHERTYPE_IPV6 if start[14] >> 4 == 6 => {
-                let end = IPV6_TRANSPORT + usize::from(be16(start, 18));
-                (Class::Ipv6, start[20], start[21], IPV6_TRANSPORT, end)
-            }
-            _ => return false,
-        };
-        let header_len = match protocol {
-            IP_PROTOCOL_TCP => TCP_HEADER_LEN_MIN,
-            IP_PROTOCOL_UDP => UDP_HEADER_LEN,
-            _ => return false,
-        };
-        let (Some(transport), true) = (
-            head.get(transport_offset..)
-                .and_then(|rest| rest.first_chunk::<UDP_HEADER_LEN>()),
-            end >= transport_offset + header_len && end <= frame_len,
-        ) else {
-            return false;
-        };
-        let [s0, s1, d0, d1, ..] = *transport;
+        let end = ETHERNET_HEADER_LEN + usize::from(be16::<16, _>(start));
+        let protocol = start[23];
         let tcp_flags = match protocol {
-            IP_PROTOCOL_TCP => head.get(transport_offset + TCP_FLAGS).copied().unwrap_or(0),
-            _ => 0,
+            IP_PROTOCOL_UDP if end >= IPV4_TRANSPORT + UDP_HEADER_LEN => 0,
+            IP_PROTOCOL_TCP if end >= IPV4_TRANSPORT + TCP_HEADER_LEN_MIN => {
+                match head.get(IPV4_TRANSPORT + TCP_FLAGS) {
+                    Some(flags) => *flags,
+                    None => return false,
+                }
+            }
+            _ => return false,
         };
-        *self = Self {
-            destination,
-            source: source >> 16,
-            len: u32::try_from(frame_len).unwrap_or(u32::MAX),
-            datagram: 0,
-            ethertype: u16::from_be_bytes([t0, t1]),
-            // Both are below 2^16, as the lengths they come from are.
-            transport_offset: u16::try_from(transport_offset).unwrap_or(u16::MAX),
-            transport_len: u16::try_from(end - transport_offset).unwrap_or(u16::MAX),
-            source_port: u16::from_be_bytes([s0, s1]),
-            destination_port: u16::from_be_bytes([d0, d1]),
-            class,
-            protocol,
-            hop_limit,
-            fragment: Fragment::No,
-            tcp_flags,
-            routed: false,
-            work: Work::None,
-            header: NetHeader::default(),
-        };
+        if be16::<20, _>(start) & IPV4_FRAGMENT_MASK != 0 || end > frame_len {
+            return false;
+        }
+        self.class = Class::Ipv4;
+        self.ethertype = ETHERTYPE_IPV4;
+        self.hop_limit = start[22];
+        self.transport_offset = IPV4_TRANSPORT_OFFSET;
+        // `end` was found to be beyond the headers.
+        self.transport_len = be16::<16, _>(start).wrapping_sub(IPV4_HEADER_LEN);
+        self.source_port = be16::<IPV4_TRANSPORT, _>(start);
+        self.destination_port = be16::<{ IPV4_TRANSPORT + 2 }, _>(start);
+        self.fill_rest(start, frame_len, protocol, tcp_flags);
         true
+    }
+
+    /// IPv6 with no extension header.
+    #[inline]
+    fn fill_v6(&mut self, head: &[u8], frame_len: usize) -> bool {
+        let Some(start) = head.first_chunk::<{ IPV6_TRANSPORT + UDP_HEADER_LEN }>() else {
+            return false;
+        };
+        let transport_len = be16::<18, _>(start);
+        let protocol = start[20];
+        let tcp_flags = match protocol {
+            IP_PROTOCOL_UDP if usize::from(transport_len) >= UDP_HEADER_LEN => 0,
+            IP_PROTOCOL_TCP if usize::from(transport_len) >= TCP_HEADER_LEN_MIN => {
+                match head.get(IPV6_TRANSPORT + TCP_FLAGS) {
+                    Some(flags) => *flags,
+                    None => return false,
+                }
+            }
+            _ => return false,
+        };
+        if IPV6_TRANSPORT + usize::from(transport_len) > frame_len {
+            return false;
+        }
+        self.class = Class::Ipv6;
+        self.ethertype = ETHERTYPE_IPV6;
+        self.hop_limit = start[21];
+        self.transport_offset = IPV6_TRANSPORT_OFFSET;
+        self.transport_len = transport_len;
+        self.source_port = be16::<IPV6_TRANSPORT, _>(start);
+        self.destination_port = be16::<{ IPV6_TRANSPORT + 2 }, _>(start);
+        self.fill_rest(start, frame_len, protocol, tcp_flags);
+        true
+    }
+
+    #[inline]
+    fn fill_rest<const N: usize>(&mut self, start: &[u8; N], frame_len: usize, protocol: u8, tcp_flags: u8) {
+        self.destination = be64::<0, _>(start) >> 16;
+        self.source = be64::<6, _>(start) >> 16;
+        // No frame is that long.
+        self.len = u32::try_from(frame_len).unwrap_or(u32::MAX);
+        self.datagram = 0;
+        self.protocol = protocol;
+        self.fragment = Fragment::No;
+        self.tcp_flags = tcp_flags;
+        self.routed = false;
+        self.work = Work::None;
+        self.header = NetHeader::default();
     }
 
     /// Of a frame that parsed as `packet`.
@@ -321,6 +357,12 @@ impl Record {
             payload_len: self.header.gso_size.into(),
             addresses: self.addresses(head)?,
         })
+    }
+
+    /// Is nothing left to do, and nothing to tell a receiver?
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.work == Work::None && self.header.flags | self.header.gso_type == 0
     }
 
     /// Is it one large segment or datagram, to be cut?
@@ -441,14 +483,19 @@ pub const fn mac_bytes(number: u64) -> [u8; 6] {
     [a, b, c, d, e, f]
 }
 
+/// The 16 bits at `AT`.
 #[inline]
-fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+fn be16<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
+    const { assert!(AT + 2 <= N) };
+    u16::from_be_bytes([bytes[AT], bytes[AT + 1]])
 }
 
+/// The 64 bits at `AT`.
 #[inline]
-fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    u64::from_be_bytes(std::array::from_fn(|n| bytes[at + n]))
+fn be64<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
+    const { assert!(AT + 8 <= N) };
+    let eight = bytes.get(AT..).and_then(|rest| rest.first_chunk().copied());
+    u64::from_be_bytes(eight.unwrap_or_default())
 }
 
 /// Has an ICMP message of this type an identifier (RFC 792, RFC 4443 §4)?

@@ -1,4 +1,5 @@
 use etherparse::PacketBuilder;
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -164,5 +165,58 @@ fn a_record_gives_back_the_offload_that_was_checked() {
         assert_eq!(record.offload(head(&frame)), offload);
         assert_eq!(record.packet_count(), packet_count);
         assert_eq!(offload.packet_count(len), packet_count);
+    }
+}
+
+/// Frames of which many are TCP and UDP, whole and cut short, with a few bytes changed where it matters.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let base = prop_oneof![
+        Just(udp4()),
+        Just(tcp6()),
+        Just(tcp4()),
+        Just(echo(false)),
+        Just(echo(true))
+    ];
+    let changes = proptest::collection::vec((0usize..60, any::<u8>()), 0..4);
+    (base, changes, 0usize..800, any::<bool>()).prop_map(|(mut frame, changes, len, cut)| {
+        for (at, byte) in changes {
+            if let Some(place) = frame.get_mut(at) {
+                *place = byte;
+            }
+        }
+        if cut {
+            frame.resize(len.max(14), 0);
+        }
+        frame
+    })
+}
+
+fn tcp4() -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(5000, 80, 7, 1024)
+        .ack(9);
+    built(|frame| builder.write(frame, &[5; 20]).expect("it fits"))
+}
+
+proptest! {
+    /// The straight way and the general one, over whatever the record held before.
+    #[test]
+    fn the_short_way_says_what_the_parser_says(frame in frames(), before in frames()) {
+        let want = Record::parse(head(&frame), frame.len());
+        let mut record = Record::parse(head(&before), before.len()).unwrap_or_default();
+        prop_assert_eq!(record.fill(head(&frame), frame.len()).map(|()| record), want);
+    }
+}
+
+#[test]
+fn most_frames_go_the_short_way() {
+    for (frame, short) in [(udp4(), true), (tcp4(), true), (tcp6(), true), (echo(false), false)] {
+        let mut record = Record::default();
+        assert_eq!(record.fill_plain(head(&frame), frame.len()), short);
+        // The packet says that it has more than there is.
+        for cut in 0..frame.len() {
+            assert!(!Record::default().fill_plain(&frame[..cut], cut), "{cut}");
+        }
     }
 }

@@ -9,41 +9,13 @@ use crate::{
     deliver::Source,
     error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
-    offload::{self, Offload, Sender},
-    packet::Packet,
+    offload::{self, Sender},
     queue::Queue,
     record::{Class, Record},
 };
 
 /// Frames that a burst has at most.
 pub const BURST_MAX: usize = 32;
-
-/// A frame whose first bytes are in private memory and whose offloads were checked.
-#[derive(Debug, Clone, Copy)]
-pub struct Frame {
-    /// What it is.
-    pub packet: Packet,
-    /// What is left to do on it.
-    pub offload: Offload,
-    /// Its length in bytes, without the virtio header.
-    pub len: usize,
-}
-
-/// What [`TxQueue::take`] found.
-#[derive(Debug, Clone, Copy)]
-pub enum Taken {
-    /// Nothing, or the queue has failed.
-    Nothing,
-    /// A frame.
-    Frame(Frame),
-    /// A buffer of `len` bytes (without the virtio header) that is no frame to forward.
-    Refused {
-        /// How long it was, in bytes.
-        len: u64,
-        /// Why it is refused.
-        refusal: TxRefusal,
-    },
-}
 
 /// A guest's transmit queue. It is served by bursts: [`TxQueue::take_burst`] fills as many slots as buffers are waiting,
 /// at most [`BURST_MAX`], and [`TxQueue::give_back_burst`] ends the burst. In between, each slot has a
@@ -176,10 +148,12 @@ impl TxQueue {
         };
         let slots = chains.iter().zip(&mut *self.heads).zip(&mut *self.refusals);
         for (((chain, head), refusal), record) in slots.zip(&mut *self.records) {
-            if refusal.is_none() && !gone {
-                *refusal = head.inspect(record, sender).err();
-            } else if gone {
+            if gone {
                 *refusal = Some(TxRefusal::MemoryGone);
+            } else if refusal.is_none()
+                && let Err(found) = head.inspect(record, sender)
+            {
+                *refusal = Some(found);
             }
             if refusal.is_some() {
                 *record = Record {
@@ -247,45 +221,10 @@ impl TxQueue {
         Some((record, source))
     }
 
-    /// Takes the next buffer alone. If it is a frame, [`TxQueue::head`] and [`TxQueue::chain`] are its bytes until
-    /// [`TxQueue::give_back`], which is due for refused ones too.
-    pub fn take(&mut self) -> Taken {
-        if self.take_burst(1) == 0 {
-            return Taken::Nothing;
-        }
-        let record = self.records[0];
-        match self.refusal(0) {
-            Some(refusal) => Taken::Refused {
-                len: record.len.into(),
-                refusal,
-            },
-            None => Taken::Frame(Frame {
-                packet: record.packet(self.head()),
-                offload: record.offload(self.head()),
-                len: record.len as usize,
-            }),
-        }
-    }
-
-    /// The private first bytes of the frame taken last: all of it, or [`HEAD_LEN_MAX`].
-    pub fn head(&self) -> &[u8] {
-        self.head_of(0)
-    }
-
-    /// The chain of the frame taken last: the virtio header, then the frame.
-    pub fn chain(&self) -> &Chain {
-        &self.chains[0]
-    }
-
     /// The memory that the chains are in.
     #[inline]
     pub fn memory(&self) -> &GuestMemory {
         self.queue.ring.memory()
-    }
-
-    /// Stages the buffer taken last to be given back to the guest.
-    pub fn give_back(&mut self) {
-        self.give_back_burst(1);
     }
 
     /// The host took memory away that a frame was in: the queue has failed.

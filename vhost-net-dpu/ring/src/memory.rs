@@ -283,6 +283,7 @@ impl GuestMemory {
     }
 
     #[cold]
+    #[inline(never)]
     fn search(&self, addr: u64, len: usize) -> Result<GuestBytes<'_>, MemoryError> {
         self.find(addr)
             .and_then(|(region, offset)| region.bytes(offset, len))
@@ -299,6 +300,7 @@ impl GuestMemory {
     }
 
     #[cold]
+    #[inline(never)]
     fn search_place(&self, addr: u64, len: u32) -> Option<u16> {
         let next = self.regions.partition_point(|region| region.guest_phys_addr <= addr);
         let found = next.checked_sub(1)?;
@@ -307,12 +309,16 @@ impl GuestMemory {
         u16::try_from(found).ok()
     }
 
-    /// The same for a buffer that is used soon: its first bytes are fetched.
+    /// The same for a buffer, of at least one byte, that is used soon: its first bytes are fetched.
     #[inline]
     pub(crate) fn place_ahead(&self, addr: u64, len: u32, near: u16) -> Option<u16> {
-        let place = self.place(addr, len, near)?;
-        self.bytes(addr, len as usize, place).ok()?.prefetch();
-        Some(place)
+        if let Some(region) = self.regions.get(usize::from(near))
+            && let Some(bytes) = region.bytes(addr.wrapping_sub(region.guest_phys_addr), len as usize)
+        {
+            bytes.prefetch();
+            return Some(near);
+        }
+        self.search_place(addr, len)
     }
 
     /// A range that is accessed again and again. It must lie in one region.

@@ -117,7 +117,6 @@ impl GuestBytes<'_> {
         let at = self.part(DESC_LEN * usize::from(index), DESC_LEN)?;
         // SAFETY: the bytes are there.
         let raw = unsafe { read_chunk(at.start.as_ptr()) };
-        compiler_fence(Ordering::SeqCst);
         Some(Descriptor::from_raw(raw))
     }
 
@@ -125,18 +124,34 @@ impl GuestBytes<'_> {
     #[inline]
     pub(crate) fn prefetch(self) {
         prefetch(self.start.as_ptr());
-        prefetch(self.start.as_ptr().wrapping_add(LINE_LEN.min(self.len)));
+        // Where there are fewer, what follows is fetched in vain, and no fault comes of it.
+        prefetch(self.start.as_ptr().wrapping_add(LINE_LEN));
     }
 }
 
-/// 16 bytes by one load, where the machine has one, as a number of the host.
+/// A chunk at any address.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned(Chunk);
+
+/// 16 bytes by one volatile load, as a number of the host. A load of a vector register is one where there are any.
 ///
 /// # Safety
 /// They are mapped.
 #[inline]
 unsafe fn read_chunk(from: *const u8) -> u128 {
     // SAFETY: the caller vouches for the bytes; both types are plain ones of 16 bytes.
-    unsafe { std::mem::transmute::<Chunk, u128>(ptr::read_unaligned(from.cast::<Chunk>())) }
+    unsafe { std::mem::transmute::<Chunk, u128>(ptr::read_volatile(from.cast::<Unaligned>()).0) }
+}
+
+/// The same of an address that is a multiple of 16.
+///
+/// # Safety
+/// The bytes are mapped, and the address is such a multiple.
+#[inline]
+unsafe fn read_aligned_chunk(from: *const u8) -> u128 {
+    // SAFETY: as above.
+    unsafe { std::mem::transmute::<Chunk, u128>(ptr::read_volatile(from.cast::<Chunk>())) }
 }
 
 #[inline]
@@ -250,9 +265,8 @@ impl RingView {
     /// A descriptor, by one read.
     #[inline]
     pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
-        // SAFETY: below the size, for which the table was measured.
-        let raw = unsafe { read_chunk(self.desc.as_ptr().add(DESC_LEN * self.slot(index))) };
-        compiler_fence(Ordering::SeqCst);
+        // SAFETY: below the size, for which the table was measured; its start was found aligned.
+        let raw = unsafe { read_aligned_chunk(self.desc.as_ptr().add(DESC_LEN * self.slot(index))) };
         Descriptor::from_raw(raw)
     }
 
