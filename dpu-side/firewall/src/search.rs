@@ -1,5 +1,7 @@
 //! Searching in sorted arrays, with every step counted where a test asks for it.
 
+use std::hint::select_unpredictable;
+
 /// Counts the steps of a lookup. Traffic counts none of them.
 pub(crate) trait Meter {
     /// One comparison, or one thing looked at.
@@ -12,18 +14,20 @@ impl Meter for () {
 }
 
 /// How many of the sorted `starts` are at or before `value`: one step for each halving.
+///
+/// Where it goes on is chosen without a branch, since a guess about a random address is wrong every other time.
 #[inline]
 pub(crate) fn at_or_before<T: Copy + Ord>(starts: &[T], value: T, meter: &mut impl Meter) -> usize {
+    let is_before = |place: usize| starts.get(place).is_some_and(|start| *start <= value);
     let (mut base, mut left) = (0, starts.len());
-    while left > 0 {
+    while left > 1 {
         meter.step();
-        let half = left.div_ceil(2);
-        let here = starts.get(base + half - 1).is_some_and(|start| *start <= value);
-        // Both arms are plain moves, so that a random address costs no misprediction.
-        base = if here { base + half } else { base };
-        left = if here { left - half } else { half - 1 };
+        let half = left / 2;
+        base = select_unpredictable(is_before(base + half), base + half, base);
+        left -= half;
     }
-    base
+    meter.step();
+    base + usize::from(is_before(base))
 }
 
 #[cfg(test)]
@@ -44,7 +48,7 @@ mod tests {
                 let mut steps = Steps(0);
                 let counted = starts.iter().filter(|start| **start <= value).count();
                 assert_eq!(at_or_before(&starts, value, &mut steps), counted);
-                assert!(steps.0 <= u32::BITS - len.leading_zeros(), "{len}: {}", steps.0);
+                assert!(steps.0 <= 1 + len.next_power_of_two().ilog2(), "{len}: {}", steps.0);
             }
         }
     }

@@ -31,10 +31,12 @@ impl<T: Number> Table<T> {
                 by_protocol[place].push(rule);
             }
         }
-        building.node(any.into_iter());
+        in_order_of_addresses(&mut any);
+        building.node(&any);
         let (mut protocols, mut partitions) = (Vec::new(), Vec::new());
         for (protocol, place) in (0..=u8::MAX).zip(places) {
-            if let Some(rules) = place.and_then(|place| by_protocol.get(place)) {
+            if let Some(rules) = place.and_then(|place| by_protocol.get_mut(place)) {
+                in_order_of_addresses(rules);
                 protocols.push(protocol);
                 partitions.push(building.partition(rules));
             }
@@ -96,22 +98,27 @@ impl<T: Number> Building<T> {
                 Some(base)
             })
             .collect();
+        let place_count = bases
+            .iter()
+            .zip(&counts)
+            .map(|(base, count)| base + count)
+            .max()
+            .unwrap_or(0);
         let mut hung = Vec::with_capacity(rules.len());
         for rule in rules {
             let leaves = (cuts.leaf(rule.selectors.0), cuts.leaf(rule.selectors.1));
             cover(leaves, &counts, &bases, |place| hung.push((place, *rule)));
         }
-        // Stable: the rules of a place stay in order.
-        hung.sort_by_key(|(place, _)| *place);
-        let mut levels: Vec<Box<[u32]>> = counts.iter().map(|count| vec![NONE; *count as usize].into()).collect();
-        for rules in hung.chunk_by(|(one, _), (other, _)| one == other) {
-            let place = rules.first().map_or(0, |(place, _)| *place);
-            let level = bases.partition_point(|base| *base <= place).saturating_sub(1);
-            let within = place - bases.get(level).copied().unwrap_or(0);
-            let node = self.node(rules.iter().map(|(_, rule)| *rule));
-            if let Some(slot) = levels.get_mut(level).and_then(|level| level.get_mut(within as usize)) {
-                *slot = node;
-            }
+        let (hung, ends) = by_place(&hung, place_count as usize);
+        let mut levels: Vec<Box<[u32]>> = Vec::with_capacity(counts.len());
+        let (mut first, mut ends) = (0, ends.iter());
+        for count in &counts {
+            let of_place = |end: &usize| {
+                let rules = hung.get(first..*end).unwrap_or(&[]);
+                first = *end;
+                if rules.is_empty() { NONE } else { self.node(rules) }
+            };
+            levels.push(ends.by_ref().take(*count as usize).map(of_place).collect());
         }
         levels.reverse();
         Partition {
@@ -120,36 +127,27 @@ impl<T: Number> Building<T> {
         }
     }
 
-    /// Makes a node of rules in order of rank, and tells its number.
-    fn node<'a>(&mut self, rules: impl Iterator<Item = &'a Lowered<T>>) -> u32
-    where
-        T: 'a,
-    {
+    /// Makes a node of rules in order of their addresses, and tells its number.
+    fn node(&mut self, rules: &[&Lowered<T>]) -> u32 {
         let (pieces_first, named_first) = (self.firsts.len(), self.named.len());
-        let (mut best, mut otherwise, mut seen) = (NONE, NONE, 0_u64);
+        let of_any = |rule: &&&Lowered<T>| matches!(rule.peer, LoweredPeer::Any);
+        // What comes after the first rule for any peer can never be first.
+        let otherwise = rules.iter().filter(of_any).map(|rule| rule.rank).min().unwrap_or(NONE);
+        let mut best = otherwise;
         self.ranges.clear();
-        for rule in rules {
+        for rule in rules.iter().filter(|rule| rule.rank < otherwise) {
             best = best.min(rule.rank);
             match rule.peer {
-                LoweredPeer::Any => {
-                    // What comes after it can never be first.
-                    otherwise = rule.rank;
-                    break;
-                }
+                LoweredPeer::Any => {}
                 LoweredPeer::Range(first, last) => self.ranges.push(Range {
                     first,
                     last,
                     rank: rule.rank,
                 }),
-                LoweredPeer::Named(peer) => {
-                    let bit = 1 << (peer & 63);
-                    if seen & bit == 0 {
-                        seen |= bit;
-                        self.named.push(Named { rank: rule.rank, peer });
-                    }
-                }
+                LoweredPeer::Named(peer) => self.named.push(Named { rank: rule.rank, peer }),
             }
         }
+        self.order_named(named_first);
         self.flatten(otherwise, pieces_first);
         let span = |first: usize, end: usize| (number(first), number(end - first));
         let id = number(self.nodes.len());
@@ -162,10 +160,23 @@ impl<T: Number> Building<T> {
         id
     }
 
+    /// Sorts the named peers of the last node, and keeps the first rule of each.
+    fn order_named(&mut self, node_first: usize) {
+        let mut named = self.named.split_off(node_first);
+        named.sort_unstable_by_key(|named| named.rank);
+        let mut seen = 0_u64;
+        named.retain(|named| {
+            let bit = 1 << (named.peer & 63);
+            let fresh = seen & bit == 0;
+            seen |= bit;
+            fresh
+        });
+        self.named.append(&mut named);
+    }
+
     /// Lays the ranges, of which any two are disjoint or one within the other, flat into pieces with their first rule.
     fn flatten(&mut self, otherwise: u32, node_first: usize) {
-        let mut ranges = std::mem::take(&mut self.ranges);
-        ranges.sort_unstable_by_key(|range| T::order(range.first, range.last));
+        let ranges = std::mem::take(&mut self.ranges);
         for range in &ranges {
             self.leave(Some(range.first), otherwise, node_first);
             let rank = self
@@ -207,6 +218,42 @@ impl<T: Number> Building<T> {
             self.ranks.push(rank);
         }
     }
+}
+
+/// Sorts rules by where the addresses of their peers begin, the longer of two ranges first. They are then in this order at
+/// every place where they hang, and are not sorted again.
+fn in_order_of_addresses<T: Number>(rules: &mut [&Lowered<T>]) {
+    rules.sort_unstable_by_key(|rule| match rule.peer {
+        LoweredPeer::Any | LoweredPeer::Named(_) => None,
+        LoweredPeer::Range(first, last) => Some(T::order(first, last)),
+    });
+}
+
+/// Brings what hangs at one place together, in its order, the places in theirs, and tells where each place ends.
+fn by_place<'a, T>(hung: &[(u32, &'a Lowered<T>)], place_count: usize) -> (Vec<&'a Lowered<T>>, Vec<usize>) {
+    let Some((_, any)) = hung.first() else {
+        return (Vec::new(), vec![0; place_count]);
+    };
+    let mut ends = vec![0_usize; place_count];
+    for (place, _) in hung {
+        if let Some(count) = ends.get_mut(*place as usize) {
+            *count += 1;
+        }
+    }
+    let mut first = 0;
+    for end in &mut ends {
+        first += std::mem::replace(end, first);
+    }
+    let mut sorted = vec![*any; hung.len()];
+    for (place, rule) in hung {
+        if let Some(next) = ends.get_mut(*place as usize)
+            && let Some(slot) = sorted.get_mut(*next)
+        {
+            *slot = rule;
+            *next += 1;
+        }
+    }
+    (sorted, ends)
 }
 
 /// The counts of a table are far smaller than this by the limit on rules.
