@@ -6,7 +6,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     api::{Api, bind_unix, router, serve_tls, serve_unix},
-    cards::CardServer,
+    cards::{CardServer, Inquiries},
     clock::unix_now_s,
     config::Config,
     core::{Core, CoreHandle, OpenError, spawn},
@@ -57,8 +57,10 @@ impl Broker {
                 "raise the limit of threads",
             )
         })?;
+        let inquiries = Inquiries::default();
         let api = Api {
             core: core.clone(),
+            inquiries: inquiries.clone(),
             authority: authority.clone(),
             card_address: told.as_str().into(),
         };
@@ -69,6 +71,7 @@ impl Broker {
             core: core.clone(),
             authority,
             tls: tls.for_cards()?,
+            inquiries,
         };
         listeners.spawn(server.serve(cards));
         let mut api_address = None;

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod error;
+pub mod explain;
 pub mod identity;
 pub mod inventory;
 pub mod limits;

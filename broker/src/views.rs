@@ -22,7 +22,8 @@ use crate::{
     inventory::{AddressSetRecord, BindingRecord, CardRecord, GroupRecord, Inventory, PortRecord, VolumeRecord},
 };
 
-fn time(unix_s: u64) -> Option<Timestamp> {
+/// An instant, if it can be one.
+pub(crate) fn time(unix_s: u64) -> Option<Timestamp> {
     i64::try_from(unix_s).ok().and_then(|s| Timestamp::from_second(s).ok())
 }
 

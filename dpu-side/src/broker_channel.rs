@@ -13,6 +13,7 @@ use outboard_protocol::{
     codec::negotiate,
     desired::GROUPS_CARD_VERSION,
     id::{BootEpoch, BrokerEpoch, Revision},
+    inquiry::INQUIRY_VERSION,
     refusal::Refusal,
 };
 use tokio::{
@@ -26,6 +27,7 @@ use crate::{
     error::Failure,
     gate::Gate,
     identity::{Identity, enrol_again},
+    inquiry::{Desk, Inquiry},
     message::Message,
     tls::{self, Rejection},
 };
@@ -111,6 +113,8 @@ pub struct Channel {
     pub gate: Gate,
     /// Where they go then.
     pub enforcement: SyncSender<Message>,
+    /// Answers the broker's questions.
+    pub inquiry: Inquiry,
 }
 
 /// Why a connection ended.
@@ -124,6 +128,8 @@ enum End {
     Refused(Refusal),
     #[error("broker sent something else than a welcome first")]
     NoWelcome,
+    #[error("broker asked a question in version {0} of the protocol, which has none")]
+    NoQuestions(u16),
     #[error("what it sent could not be made durable")]
     NotDurable,
     #[error("the datapath has ended")]
@@ -157,9 +163,9 @@ impl Channel {
 
     async fn connect_once(&self, told: &mut String) -> End {
         match self.greet().await {
-            Ok((sender, receiver)) => {
+            Ok((sender, receiver, version)) => {
                 told.clear();
-                self.talk(sender, receiver).await
+                self.talk(sender, receiver, version).await
             }
             Err(end) => end,
         }
@@ -171,7 +177,7 @@ impl Channel {
         Ok((identity, broker))
     }
 
-    async fn greet(&self) -> Result<(Sender, Receiver), End> {
+    async fn greet(&self) -> Result<(Sender, Receiver, u16), End> {
         let (identity, broker) = self.identity()?;
         identity
             .check_validity(Timestamp::now())
@@ -197,15 +203,16 @@ impl Channel {
             FromBroker::Welcome { version, .. } => {
                 negotiate((version, version), VERSIONS).map_err(End::Refused)?;
                 tracing::info!("connected to broker {broker}");
-                Ok((sender, receiver))
+                Ok((sender, receiver, version))
             }
             FromBroker::Refused { refusal } => Err(End::Refused(refusal)),
             _ => Err(End::NoWelcome),
         }
     }
 
-    async fn talk(&self, mut sender: Sender, mut receiver: Receiver) -> End {
+    async fn talk(&self, mut sender: Sender, mut receiver: Receiver, version: u16) -> End {
         let mut news = News::of(&self.outbox);
+        let (desk, mut answers) = Desk::new(self.inquiry.clone());
         if self.forward(Input::BrokerConnected).is_err() {
             return End::WorkerGone;
         }
@@ -213,7 +220,7 @@ impl Channel {
             loop {
                 match receiver.receive().await {
                     Ok(message) => {
-                        if let Err(end) = self.receive(message) {
+                        if let Err(end) = self.receive(message, &desk, version) {
                             return end;
                         }
                     }
@@ -223,7 +230,12 @@ impl Channel {
         };
         let sending = async {
             loop {
-                let message = news.next().await;
+                let message = tokio::select! {
+                    biased;
+                    message = news.next() => message,
+                    // The desk lives as long as this does.
+                    Some(answer) = answers.recv() => answer,
+                };
                 if let Err(e) = sender.send(&message).await {
                     return End::from(e);
                 }
@@ -236,7 +248,7 @@ impl Channel {
         }
     }
 
-    fn receive(&self, message: FromBroker) -> Result<(), End> {
+    fn receive(&self, message: FromBroker, desk: &Desk, version: u16) -> Result<(), End> {
         match message {
             FromBroker::Desired { state } => block_in_place(|| {
                 // First of all, and before anything waits for a disk.
@@ -245,12 +257,27 @@ impl Channel {
             }),
             FromBroker::InventoryAck { seq } => self.forward(Input::InventoryAcked { seq }),
             FromBroker::Refused { refusal } => Err(End::Refused(refusal)),
+            FromBroker::Ask {
+                id,
+                deadline_ms,
+                question,
+            } => {
+                if version < INQUIRY_VERSION {
+                    return Err(End::NoQuestions(version));
+                }
+                desk.take(id, deadline_ms, question);
+                Ok(())
+            }
             FromBroker::Welcome { .. } | FromBroker::Enrolled { .. } => Err(End::NoWelcome),
         }
     }
 
     fn forward(&self, input: Input) -> Result<(), End> {
-        block_in_place(|| self.enforcement.send(Message::Broker(input))).map_err(|_| End::WorkerGone)
+        block_in_place(|| {
+            self.enforcement
+                .send(Message::Broker(input))
+                .map_err(|_| End::WorkerGone)
+        })
     }
 
     /// One line for the log: what happened and what to do.

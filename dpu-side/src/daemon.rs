@@ -22,6 +22,7 @@ use crate::{
     error::Failure,
     gate::Gate,
     identity::Identity,
+    inquiry::Inquiry,
     link::{Host, LinkServer, Links, Settings},
     message::{self, Message},
     opener::Opener,
@@ -105,6 +106,7 @@ impl Daemon {
             outbox: outbox.clone(),
             gate,
             enforcement: messages.clone(),
+            inquiry: Inquiry::new(worker.clone(), messages.clone()),
         };
         runtime.spawn(channel.run());
         runtime.spawn(telemetry::run(worker.clone(), outbox));

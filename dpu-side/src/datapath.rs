@@ -17,6 +17,10 @@ use vhost_blk_dpu::BlkUnit;
 
 use crate::{message::Message, volume_totals::VolumeTotals};
 
+mod report;
+
+pub use report::DeviceReport;
+
 /// The descriptors of a running queue.
 struct Wire {
     object: ObjectRef,
@@ -24,6 +28,8 @@ struct Wire {
     /// Our own copy of the kick, so that it can be unwatched whoever closes the other one first.
     kick: Option<OwnedFd>,
     call: Option<CallFd>,
+    /// What its driver accepted.
+    features: u64,
 }
 
 /// A volume that is set up.
@@ -217,6 +223,7 @@ impl Datapath {
             queue: index,
             kick,
             call: queue.call.clone(),
+            features: queue.features,
         };
         // Before the queue runs: one that ran and failed all the same would have nobody to stop it.
         if let Some(kick) = &wire.kick {

@@ -20,6 +20,7 @@ use outboard_protocol::{
     card_side::{CardCore, Effect, Input},
     desired::{Port, Volume},
     id::{Generation, ObjectKind, ObjectRef},
+    inquiry::{BindingState, ObjectReport},
     link::Reply,
     refusal::{Code, Refusal},
 };
@@ -30,6 +31,8 @@ use crate::{
     clock,
     datapath::Datapath,
     gate::Gate,
+    history::History,
+    inquiry::ObjectInquiry,
     link::Links,
     locked::{self, Found, Locked},
     message::Message,
@@ -83,6 +86,7 @@ pub struct Enforcement {
     retried: VecDeque<Input>,
     /// Volumes that are tried again as soon as their file may be free.
     locked: Locked,
+    history: History,
 }
 
 /// Why the effects of an input were not all performed.
@@ -115,6 +119,7 @@ impl Enforcement {
             followed: VecDeque::new(),
             retried: VecDeque::new(),
             locked: Locked::default(),
+            history: History::default(),
         };
         match this.perform(effects, &mut Origin::default()) {
             Ok(()) => {}
@@ -169,9 +174,32 @@ impl Enforcement {
                 );
                 self.parts.sessions.close_of(&object);
             }
+            Message::Inquiry(asked) => self.inform(*asked),
             Message::Stop => {}
         }
         self.follow(now);
+    }
+
+    /// Tells what is known of an object here. The answer is not waited for: its device is asked elsewhere.
+    fn inform(&self, asked: ObjectInquiry) {
+        let ObjectInquiry { object, reply } = asked;
+        let desired = self.core.desired();
+        let report = ObjectReport {
+            described: desired.describes(&object),
+            granted: desired.grant(&object).is_some(),
+            binding: self.core.binding(&object).map(|binding| BindingState {
+                generation: binding.generation,
+                incarnation: binding.incarnation,
+                state: binding.state,
+                host: binding.host.clone(),
+                error: binding.error.clone(),
+            }),
+            incidents: self.history.of(&object),
+            session: self.parts.sessions.has(&object),
+            ..ObjectReport::default()
+        };
+        // Whoever asked may not wait any more.
+        let _ = reply.send(report);
     }
 
     fn take_host(&mut self, input: Input, stream: Option<UnixStream>, reply: SyncSender<Reply>, now: Now) {
@@ -296,6 +324,7 @@ impl Enforcement {
                 self.parts.outbox.applied(revision);
             }
             Effect::SendInventory { seq, bindings } => {
+                self.history.note(&bindings, clock::now().unix_s);
                 self.parts.outbox.inventory(FromCard::Inventory { seq, bindings });
             }
         }
@@ -305,6 +334,9 @@ impl Enforcement {
     fn configure(&mut self) -> Result<(), WorkerGone> {
         let policies = self.core.desired().ports.iter().map(policy).collect();
         let volumes: Vec<_> = self.core.desired().volumes.iter().map(|v| v.name.clone()).collect();
+        let core = &self.core;
+        self.history
+            .keep(|object| core.desired().describes(object) || core.binding(object).is_some());
         self.parts.worker.call(move |datapath, _| {
             datapath.set_ports(policies);
             datapath.set_volumes(&volumes);

@@ -7,7 +7,7 @@ use std::{
 
 use outboard_protocol::{card_side::Input, id::ObjectRef, link::Reply};
 
-use crate::opener::Done;
+use crate::{inquiry::ObjectInquiry, opener::Done};
 
 /// Messages that may wait; a sender beyond that waits itself.
 pub const MESSAGES_MAX: usize = 1024;
@@ -36,6 +36,8 @@ pub enum Message {
         /// Its queue.
         queue: u16,
     },
+    /// An operator asks about an object.
+    Inquiry(Box<ObjectInquiry>),
     /// Close all sessions and end.
     Stop,
 }

@@ -106,6 +106,11 @@ impl Sessions {
         self.of(object).for_each(|session| session.announcer.config_changed());
     }
 
+    /// Has an object a session?
+    pub fn has(&self, object: &ObjectRef) -> bool {
+        self.of(object).next().is_some()
+    }
+
     fn of(&self, object: &ObjectRef) -> impl Iterator<Item = &Session> {
         self.open.values().filter(move |session| session.object == *object)
     }

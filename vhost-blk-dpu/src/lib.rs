@@ -43,6 +43,7 @@ mod queue;
 mod ranges;
 mod request;
 mod slot;
+mod state;
 mod unit;
 
 pub use config_space::{CONFIG_LEN, SEG_MAX, SIZE_MAX, WRITEBACK_OFFSET};
@@ -52,4 +53,5 @@ pub use id::device_id;
 pub use queue::{StartError, Stopped};
 pub use ranges::{DISCARD_SECTORS_MAX, RANGE_COUNT_MAX, RangeKind, Ranges, ZEROES_SECTORS_MAX};
 pub use request::{HEADER_LEN, Limits, Request, RequestError, Shape, parse};
+pub use state::QueueState;
 pub use unit::{BlkConfig, BlkUnit, QUEUE_COUNT, QUEUE_SIZE_MAX};

@@ -5,6 +5,7 @@
 //! | [`card`], [`network`], [`group`], [`address_set`], [`port`], [`volume`] | one resource each: what is declared (`…Spec`) and what is (`…View`) |
 //! | [`binding`], [`grant`] | who has what, and who may |
 //! | [`topology`] | the declarative file: parsing, checking, and the difference between two of them |
+//! | [`explain`], [`trace`] | why an object is as it is; what would become of a packet |
 //! | [`error`] | the body of every 4xx and 5xx answer |
 //! | [`size`], [`subnet`] | values that people write |
 //!
@@ -15,6 +16,7 @@ pub mod address_set;
 pub mod binding;
 pub mod card;
 pub mod error;
+pub mod explain;
 pub mod grant;
 pub mod group;
 pub mod health;
@@ -25,6 +27,7 @@ mod schema;
 pub mod size;
 pub mod subnet;
 pub mod topology;
+pub mod trace;
 pub mod volume;
 
 /// Request header that names a mutation: a UUID. The same id with the same body gets the stored result.

@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{address_set, apply, binding, card, grant, group, network, operator, port, status, volume},
+    commands::{
+        address_set, apply, binding, card, explain, grant, group, network, operator, port, status, trace, volume,
+    },
     options::Global,
     up,
 };
@@ -21,6 +23,7 @@ Examples:
   outboard diff -f two-vms.toml                     what would applying the file change?
   outboard apply -f two-vms.toml                    make it so
   outboard port show vm1                            its binding and counters
+  outboard explain port/vm1                         does it work, and if not, why not?
   outboard --json port list | jq '.[].binding.state'
 
 Exit status: 0 done, 1 error, 2 'diff' found changes, 64 the command line cannot be understood.
@@ -63,6 +66,12 @@ pub enum Command {
     Grant(grant::GrantArgs),
     /// Which host has which port or volume: list, show
     Binding(binding::BindingArgs),
+    /// Why a port or volume is as it is, and what to do about it
+    Explain(explain::ExplainArgs),
+    /// What would become of a packet that a port's guest sent
+    Trace(trace::TraceArgs),
+    /// Every reason for which frames are dropped, with its meaning
+    Reasons(explain::ReasonsArgs),
     /// People and programs that may use the broker's network API: issue
     Operator(operator::OperatorArgs),
     /// Runs a program that dies with its parent: how `up` starts its daemons

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use crate::{
     args::Command,
-    commands::{address_set, apply, binding, card, grant, group, network, operator, port, status, volume},
+    commands::{
+        address_set, apply, binding, card, explain, grant, group, network, operator, port, status, trace, volume,
+    },
     error::CliError,
     options::Global,
     up,
@@ -29,6 +31,9 @@ pub async fn run(global: &Global, command: Command) -> Result<ExitCode, CliError
         Command::Volume(args) => volume::run(global, &args).await.map(done),
         Command::Grant(args) => grant::run(global, &args).await.map(done),
         Command::Binding(args) => binding::run(global, &args).await.map(done),
+        Command::Explain(args) => explain::explain(global, &args).await.map(done),
+        Command::Trace(args) => trace::run(global, &args).await.map(done),
+        Command::Reasons(args) => explain::reasons(global, &args).await.map(done),
         Command::Operator(args) => operator::run(global, &args).await.map(done),
         Command::Child(args) => Err(up::child::run(&args)),
     }

@@ -7,14 +7,15 @@ use minicbor::{Decode, Encode};
 use crate::{
     desired::DesiredState,
     id::{BootEpoch, BrokerEpoch, Generation, Incarnation, Name, ObjectRef, Revision},
+    inquiry::{Answer, Question},
     refusal::Refusal,
 };
 
 /// Largest message on the card channel, in bytes, without its 4-byte big-endian length.
 pub const CARD_MESSAGE_LEN_MAX: usize = 4 << 20;
 
-/// Versions of the card protocol that this code speaks: lowest and highest. Version 2 brought security groups: see
-/// [`crate::desired::GROUPS_CARD_VERSION`].
+/// Versions of the card protocol that this code speaks: lowest and highest. Version 2 brought security groups (see
+/// [`crate::desired::GROUPS_CARD_VERSION`]) and questions ([`crate::inquiry`]).
 pub const CARD_VERSIONS: (u16, u16) = (1, 2);
 
 /// DNS name in the broker's certificate: a card checks for it, whatever address it reaches the broker at.
@@ -88,6 +89,16 @@ pub enum FromCard {
         #[n(1)]
         volumes: Vec<VolumeCounters>,
     },
+    /// To `Ask`. Since version 2.
+    #[n(5)]
+    Answer {
+        /// The question's number.
+        #[n(0)]
+        id: u64,
+        /// What the card says.
+        #[n(1)]
+        answer: Answer,
+    },
 }
 
 /// Shows everything but the secret of an enrolment, so that no log holds one.
@@ -122,6 +133,11 @@ impl fmt::Debug for FromCard {
                 .debug_struct("Telemetry")
                 .field("ports", ports)
                 .field("volumes", volumes)
+                .finish(),
+            Self::Answer { id, answer } => f
+                .debug_struct("Answer")
+                .field("id", id)
+                .field("answer", answer)
                 .finish(),
         }
     }
@@ -170,6 +186,19 @@ pub enum FromBroker {
         /// Why.
         #[n(0)]
         refusal: Refusal,
+    },
+    /// A question, to be answered by one `Answer` of this number. Since version 2.
+    #[n(5)]
+    Ask {
+        /// Rises with each question of a connection.
+        #[n(0)]
+        id: u64,
+        /// After how many milliseconds nobody waits for the answer any more.
+        #[n(1)]
+        deadline_ms: u32,
+        /// What the broker wants to know.
+        #[n(2)]
+        question: Question,
     },
 }
 

@@ -143,6 +143,14 @@ impl DesiredState {
         self.grants.iter().find(|g| g.object == *object)
     }
 
+    /// Whether it has an object at all, granted or not.
+    pub fn describes(&self, object: &ObjectRef) -> bool {
+        match object.kind {
+            ObjectKind::Port => self.ports.iter().any(|port| port.name == object.name),
+            ObjectKind::Volume => self.volume(&object.name).is_some(),
+        }
+    }
+
     /// The volume of that name.
     pub fn volume(&self, name: &Name) -> Option<&Volume> {
         self.volumes.iter().find(|v| v.name == *name)

@@ -10,6 +10,7 @@ pub mod card_side;
 pub mod codec;
 pub mod desired;
 pub mod id;
+pub mod inquiry;
 pub mod link;
 pub mod operation;
 pub mod refusal;

@@ -12,6 +12,7 @@ use outboard_protocol::{
         RULES_PER_GROUP_MAX,
     },
     id::{Generation, Incarnation, NAME_LEN_MAX, ObjectKind, ObjectRef},
+    inquiry::{ANSWER_LEN_MAX, DEADLINE_MAX_MS, INCIDENTS_MAX, QUESTIONS_OPEN_MAX},
     link::{LINK_MESSAGE_LEN_MAX, LINK_VERSIONS},
     operation::{ID_KEPT_S, RESULT_KEPT_S},
     refusal::{Code, REFUSAL_TEXT_LEN_MAX, Refusal},
@@ -187,7 +188,7 @@ fn the_table_of_reports_is_what_step_does() {
 
 #[test]
 fn the_list_of_limits_is_the_codes() {
-    let limits: [(&str, u64, &str); 23] = [
+    let limits: [(&str, u64, &str); 27] = [
         ("link protocol, lowest version", LINK_VERSIONS.0.into(), ""),
         ("link protocol, highest version", LINK_VERSIONS.1.into(), ""),
         ("card protocol, lowest version", CARD_VERSIONS.0.into(), ""),
@@ -222,6 +223,10 @@ fn the_list_of_limits_is_the_codes() {
         ("text string", TEXT_LEN_MAX, "bytes"),
         ("byte string", BYTES_LEN_MAX, "bytes"),
         ("name", NAME_LEN_MAX as u64, "bytes"),
+        ("open questions of one connection", QUESTIONS_OPEN_MAX as u64, ""),
+        ("time for a question", (DEADLINE_MAX_MS / 1000).into(), "s"),
+        ("answer to a question", ANSWER_LEN_MAX as u64, "bytes"),
+        ("changes of an object that a card remembers", INCIDENTS_MAX as u64, ""),
         ("text of a refusal", REFUSAL_TEXT_LEN_MAX as u64, "bytes"),
         ("drain timeout", DRAIN_TIMEOUT_MS / 1000, "s"),
         (

@@ -1,5 +1,7 @@
 //! The test vectors in `vectors/`, both ways: the bytes decode to the message, and the message encodes to the bytes.
 
+mod vectors_inquiry;
+
 use std::{collections::BTreeMap, fmt::Debug, fs, path::Path};
 
 use minicbor::{Decode, Encode};
@@ -223,6 +225,7 @@ fn from_card() {
             },
         ),
     ];
+    let messages: Vec<_> = messages.into_iter().chain(vectors_inquiry::answers()).collect();
     check("from_card.txt", &messages);
 }
 
@@ -380,6 +383,7 @@ fn from_broker() {
         ("inventory_ack", FromBroker::InventoryAck { seq: 9 }),
         ("refused", FromBroker::Refused { refusal }),
     ];
+    let messages: Vec<_> = messages.into_iter().chain(vectors_inquiry::questions()).collect();
     check("from_broker.txt", &messages);
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod cards;
+mod explain;
 mod grants;
 mod groups;
 mod objects;
@@ -10,6 +11,7 @@ mod serve;
 mod strangers;
 mod system;
 mod topology;
+mod trace;
 mod unix_socket;
 
 use std::sync::Arc;
@@ -24,6 +26,7 @@ pub use serve::{serve_tls, serve_unix};
 pub use unix_socket::{ApiSocket, bind_unix};
 
 use crate::{
+    cards::Inquiries,
     core::{CoreHandle, Failure},
     identity::Authority,
 };
@@ -33,6 +36,8 @@ use crate::{
 pub struct Api {
     /// The core.
     pub core: CoreHandle,
+    /// Asks cards.
+    pub inquiries: Inquiries,
     /// Signs operators' certificates.
     pub authority: Arc<Authority>,
     /// What enrolment tokens tell a card to connect to.
@@ -85,6 +90,9 @@ pub fn router(api: Api) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(grants::list))
         .routes(routes!(grants::put, grants::delete))
         .routes(routes!(grants::bindings))
+        .routes(routes!(explain::explain))
+        .routes(routes!(explain::reasons))
+        .routes(routes!(trace::trace))
         .routes(routes!(topology::diff))
         .routes(routes!(topology::apply))
         .split_for_parts();

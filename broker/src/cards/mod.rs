@@ -3,6 +3,7 @@
 //! Who a card is follows from its certificate alone. A peer without one may do a single thing: redeem a token.
 
 mod channel;
+mod inquiries;
 mod session;
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
+
+pub use self::inquiries::{AskError, Inquiries};
 
 use self::channel::{Channel, ChannelError};
 use crate::{
@@ -35,6 +38,8 @@ pub struct CardServer {
     pub authority: Arc<Authority>,
     /// TLS settings.
     pub tls: Arc<ServerConfig>,
+    /// Where cards that can be asked are found.
+    pub inquiries: Inquiries,
 }
 
 impl CardServer {

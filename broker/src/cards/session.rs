@@ -1,11 +1,15 @@
 //! One enrolled card's connection, from `Hello` on; and the one exchange of a card that enrols.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use outboard_protocol::{
     card::{FromBroker, FromCard},
     desired::DesiredState,
     id::Name,
+    inquiry::INQUIRY_VERSION,
     refusal::{Code, Refusal},
 };
 use tokio::sync::{mpsc, watch};
@@ -13,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     CardServer,
     channel::{Channel, ChannelError, Receiver, Sender},
+    inquiries::{Asked, Open},
 };
 use crate::{
     clock::unix_now_s,
@@ -86,7 +91,18 @@ pub async fn serve(server: &CardServer, mut channel: Channel, peer: Peer, first:
         connection,
     } = accepted;
     let ended = match channel.send(&FromBroker::Welcome { version, broker_epoch }).await {
-        Ok(()) => exchange(&server.core, channel, &card, connection, desired).await,
+        Ok(()) => {
+            let (joined, asked) = server.inquiries.join(&card, connection, version);
+            let card = Card {
+                name: card.clone(),
+                connection,
+                version,
+                open: Mutex::default(),
+            };
+            let ended = exchange(&server.core, channel, &card, desired, asked).await;
+            drop(joined);
+            ended
+        }
         Err(error) => Err(error),
     };
     let name = card.clone();
@@ -97,18 +113,34 @@ pub async fn serve(server: &CardServer, mut channel: Channel, peer: Peer, first:
     ended
 }
 
+/// A card that was let in.
+struct Card {
+    name: Name,
+    connection: u64,
+    /// Of the protocol.
+    version: u16,
+    /// What it was asked.
+    open: Mutex<Open>,
+}
+
+impl Card {
+    fn open(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Reads and writes until either ends.
 async fn exchange(
     core: &CoreHandle,
     channel: Channel,
-    card: &Name,
-    connection: u64,
+    card: &Card,
     desired: watch::Receiver<Option<Arc<DesiredState>>>,
+    asked: mpsc::Receiver<Asked>,
 ) -> Result<(), ChannelError> {
     let Channel { receiver, sender } = channel;
     let (outgoing, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
-    let listening = listen(core, receiver, card, connection, outgoing);
-    let telling = tell(sender, desired, waiting);
+    let listening = listen(core, receiver, card, outgoing);
+    let telling = tell(sender, desired, waiting, asked, card);
     tokio::pin!(listening, telling);
     tokio::select! {
         told = &mut telling => told,
@@ -127,12 +159,11 @@ async fn exchange(
 async fn listen(
     core: &CoreHandle,
     mut receiver: Receiver,
-    card: &Name,
-    connection: u64,
+    peer: &Card,
     outgoing: mpsc::Sender<FromBroker>,
 ) -> Result<Option<Refusal>, ChannelError> {
     while let Some(message) = receiver.receive().await? {
-        let card = card.clone();
+        let (card, connection) = (peer.name.clone(), peer.connection);
         let taken = match message {
             FromCard::Inventory { seq, bindings } => {
                 let taken = core
@@ -152,7 +183,13 @@ async fn listen(
                     .await?;
                 Ok(())
             }
-            FromCard::Hello { .. } | FromCard::Enrol { .. } => Err(unexpected("Inventory, Applied or Telemetry")),
+            FromCard::Answer { id, answer } if peer.version >= INQUIRY_VERSION => {
+                peer.open().answered(id, answer);
+                Ok(())
+            }
+            FromCard::Hello { .. } | FromCard::Enrol { .. } | FromCard::Answer { .. } => {
+                Err(unexpected("Inventory, Applied or Telemetry"))
+            }
         };
         if let Err(refusal) = taken {
             // If the sender is gone already, so is the card.
@@ -167,11 +204,13 @@ async fn listen(
     Ok(None)
 }
 
-/// Sends desired states and other messages until the core drops the connection or `outgoing` is closed.
+/// Sends desired states, questions and other messages until the core drops the connection or `outgoing` is closed.
 async fn tell(
     mut sender: Sender,
     mut desired: watch::Receiver<Option<Arc<DesiredState>>>,
     mut outgoing: mpsc::Receiver<FromBroker>,
+    mut asked: mpsc::Receiver<Asked>,
+    card: &Card,
 ) -> Result<(), ChannelError> {
     // What was there before this task looked counts as a change too.
     desired.mark_changed();
@@ -187,6 +226,12 @@ async fn tell(
                 let state = desired.borrow_and_update().clone();
                 if let Some(state) = state {
                     sender.send(&FromBroker::Desired { state: DesiredState::clone(&state) }).await?;
+                }
+            }
+            Some(asked) = asked.recv() => {
+                let message = card.open().ask(asked);
+                if let Some(message) = message {
+                    sender.send(&message).await?;
                 }
             }
         }

@@ -307,6 +307,9 @@ async fn the_document_describes_every_route() {
             "POST /v1/groups/{name}/rules",
             "DELETE /v1/groups/{name}/rules/{rule}",
             "POST /v1/operators/{name}",
+            "GET /v1/cards/{name}/reasons",
+            "GET /v1/explain/{kind}/{name}",
+            "POST /v1/ports/{name}/trace",
             "POST /v1/topology/diff",
             "PUT /v1/topology",
         ]

@@ -4,4 +4,5 @@ mod api;
 mod cards;
 mod daemon;
 mod groups;
+mod inquiry;
 mod support;

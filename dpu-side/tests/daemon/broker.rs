@@ -153,6 +153,11 @@ impl Broker {
 
     /// The next connection, its hello answered.
     pub fn welcome(&self) -> CardStream {
+        self.welcome_as(1)
+    }
+
+    /// The same, in a version of the protocol.
+    pub fn welcome_as(&self, version: u16) -> CardStream {
         let mut card = self.accept();
         let hello = card.hear("a hello", |m| matches!(m, FromCard::Hello { .. }).then(|| m.clone()));
         assert!(
@@ -160,7 +165,7 @@ impl Broker {
             "{hello:?}"
         );
         card.say(&FromBroker::Welcome {
-            version: 1,
+            version,
             broker_epoch: BrokerEpoch(1),
         });
         card

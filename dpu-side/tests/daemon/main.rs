@@ -7,6 +7,7 @@ mod enrolment;
 mod fixture;
 mod guest;
 mod host;
+mod inquiry;
 mod link;
 mod locked;
 mod process;

@@ -4,12 +4,14 @@ pub mod address_set;
 pub mod apply;
 pub mod binding;
 pub mod card;
+pub mod explain;
 pub mod grant;
 pub mod group;
 pub mod network;
 pub mod operator;
 pub mod port;
 pub mod status;
+pub mod trace;
 pub mod volume;
 
 use serde::Serialize;

@@ -1,5 +1,6 @@
 //! The command line as a program, against a scripted server.
 
+mod explain;
 mod server;
 mod tls;
 

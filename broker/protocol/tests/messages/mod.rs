@@ -1,5 +1,7 @@
 //! Random messages of every kind.
 
+mod inquiry;
+
 use std::net::IpAddr;
 
 use outboard_protocol::{
@@ -166,6 +168,7 @@ pub fn from_card() -> impl Strategy<Value = FromCard> {
         any::<u64>().prop_map(|n| FromCard::Applied { revision: Revision(n) }),
         (vec(port_counters(), 0..3), vec(volume_counters(), 0..3))
             .prop_map(|(ports, volumes)| FromCard::Telemetry { ports, volumes }),
+        (any::<u64>(), inquiry::answer()).prop_map(|(id, answer)| FromCard::Answer { id, answer }),
     ]
 }
 
@@ -283,5 +286,10 @@ pub fn from_broker() -> impl Strategy<Value = FromBroker> {
         desired().prop_map(|state| FromBroker::Desired { state }),
         any::<u64>().prop_map(|seq| FromBroker::InventoryAck { seq }),
         refusal().prop_map(|refusal| FromBroker::Refused { refusal }),
+        (any::<(u64, u32)>(), inquiry::question()).prop_map(|((id, deadline_ms), question)| FromBroker::Ask {
+            id,
+            deadline_ms,
+            question,
+        }),
     ]
 }
