@@ -517,6 +517,18 @@ impl Table {
         Ok(opened)
     }
 
+    /// What [`Table::open`] would say to a packet of no connection, without opening one.
+    ///
+    /// # Errors
+    /// As there; that something would have to give way is not one.
+    pub fn preview_open(&self, key: &Key, from: u32, packet: &Packet<'_>, now_ns: u64) -> Result<(), Refused> {
+        self.first(key, packet, [0; 3], tick(now_ns))
+            .map_err(Refused::Invalid)?;
+        let account = self.accounts.get(from as usize).ok_or(Refused::PortFull)?;
+        let has_room = account.has_room() || account.counters().half_open > 0 || !on(Check::ConnectionBudget);
+        has_room.then_some(()).ok_or(Refused::PortFull)
+    }
+
     /// What the first packet makes of a connection.
     fn first(&self, key: &Key, packet: &Packet<'_>, words: [u64; 3], now: u32) -> Result<(Image, [u32; 2]), Reason> {
         let protocol_number = key.canonical.protocol();

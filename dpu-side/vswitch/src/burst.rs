@@ -17,6 +17,7 @@ use vhost_net_dpu::{
 
 use crate::{
     Switch,
+    firewall::{self, Denial},
     flow::FlowHash,
     layers::{self, Destination, Ingress, Output},
     policy::{PolicySet, Rules},
@@ -35,6 +36,16 @@ pub(crate) enum Fate {
     Drop(DropReason),
     /// It goes somewhere.
     Output(Output),
+    /// It goes there if the firewall lets it.
+    Ask(Output),
+    /// The firewall is against it.
+    Refused {
+        reason: DropReason,
+        /// The port that counts it.
+        at: usize,
+        /// The sender is told.
+        reject: bool,
+    },
 }
 
 /// The fates of a burst's frames, by slot.
@@ -56,6 +67,8 @@ struct Decided {
     bytes: u64,
     /// What they cost, in frames.
     cost: usize,
+    /// The firewall is to be asked about some.
+    asks: bool,
 }
 
 impl Switch {
@@ -101,19 +114,38 @@ impl Switch {
         let (Some(port), Some(rules)) = (self.ports.get_mut(index), self.policy.rules(index)) else {
             return 0;
         };
-        let Some(running) = port.tx.at(place) else { return 0 };
+        let Port {
+            tx,
+            tally,
+            datagrams,
+            touched,
+            ..
+        } = port;
+        let Some(running) = tx.at(place) else { return 0 };
         let taken = running.queue.take_burst(most);
         if taken == 0 {
             if running.queue.queue().failed().is_some() {
-                touch(&mut self.touched, port, index);
+                touch(&mut self.touched, (index, touched));
             }
             return 0;
         }
-        let decided = decide((&self.policy, rules, index), &running.queue, &mut self.fates, most);
+        let mut decided = decide((&self.policy, rules, index), &running.queue, &mut self.fates, most);
         let frames = decided.slots as u64;
         running.count(frames, decided.bytes);
-        port.tally.sent(frames, decided.bytes);
-        touch(&mut self.touched, port, index);
+        tally.sent(frames, decided.bytes);
+        touch(&mut self.touched, (index, touched));
+        if decided.asks {
+            let burst = firewall::Burst {
+                policy: &self.policy,
+                from: rules,
+                index,
+                tx: &running.queue,
+                datagrams,
+                now: self.now,
+            };
+            let fates = self.fates.0.get_mut(..decided.slots).unwrap_or_default();
+            decided.cost += self.firewall.resolve(burst, fates);
+        }
         self.deliver((index, place), decided.slots);
         if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
             running.queue.give_back_burst(decided.slots);
@@ -127,18 +159,28 @@ impl Switch {
         while let Some(fate) = self.fates.0.get(..slots).and_then(|fates| fates.get(slot)).copied() {
             let run = slot + 1 + self.alike(slot + 1..slots, fate);
             match fate {
-                Fate::Drop(reason) => {
-                    if let Some(port) = self.ports.get_mut(from.0) {
-                        (slot..run).for_each(|_| port.tally.drop(reason));
-                    }
-                }
+                Fate::Drop(reason) => self.count_drops(from.0, reason, run - slot),
+                // What nobody sends anywhere is dropped.
+                Fate::Ask(_) => self.count_drops(from.0, DropReason::UnknownDestination, run - slot),
                 Fate::Output(Output::Port(receiver)) => {
                     let parts = (&mut self.touched, &self.flows, &mut self.scratch);
                     hand_over(&mut self.ports, from, receiver, slot..run, parts);
                 }
+                Fate::Refused { reason, at, reject } => {
+                    self.count_drops(at, reason, run - slot);
+                    if reject && let Some(port) = self.ports.get_mut(from.0) {
+                        (slot..run).for_each(|slot| port.reply(from.1, slot, &self.flows, self.now));
+                    }
+                }
                 Fate::Output(Output::Flood) => (slot..run).for_each(|slot| self.flood(from, slot)),
             }
             slot = run;
+        }
+    }
+
+    fn count_drops(&mut self, port: usize, reason: DropReason, count: usize) {
+        if let Some(port) = self.ports.get_mut(port) {
+            (0..count).for_each(|_| port.tally.drop(reason));
         }
     }
 
@@ -151,12 +193,36 @@ impl Switch {
 
     /// Gives a frame to every other port of its sender's network.
     fn flood(&mut self, from: (usize, usize), slot: usize) {
-        let members = self.policy.rules(from.0).map(|rules| self.policy.members(rules));
-        for &receiver in members.unwrap_or_default() {
+        let Some(rules) = self.policy.rules(from.0) else { return };
+        let filters = self.policy.filters(rules);
+        for &receiver in self.policy.members(rules) {
+            if receiver == from.0 {
+                continue;
+            }
+            if filters && let Err(denial) = self.admit(from, slot, receiver) {
+                if let Some(port) = self.ports.get_mut(receiver) {
+                    port.tally.drop(denial.reason);
+                }
+                continue;
+            }
             let parts = (&mut self.touched, &self.flows, &mut self.scratch);
-            if receiver != from.0 && !hand_over(&mut self.ports, from, receiver, slot..slot + 1, parts) {
+            if !hand_over(&mut self.ports, from, receiver, slot..slot + 1, parts) {
                 break;
             }
+        }
+    }
+
+    /// Does the firewall let a receiver get a frame for a group?
+    fn admit(&self, (index, place): (usize, usize), slot: usize, receiver: usize) -> Result<(), Denial> {
+        let tx = self.ports.get(index).and_then(|port| port.tx.get(place));
+        let (Some(tx), Some(rules)) = (tx, self.policy.rules(receiver)) else {
+            return Ok(());
+        };
+        match tx.queue.records().get(slot) {
+            Some(record) if rules.filter.filtered && firewall::is_judged(record) => {
+                self.firewall.admits(record, tx.queue.head_of(slot), rules)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -199,7 +265,12 @@ fn decide((policy, rules, port): (&PolicySet, &Rules, usize), tx: &TxQueue, fate
                 continue;
             }
             Ok(output) => {
-                *fate = Fate::Output(output);
+                *fate = if firewall_asks(&ingress, output) {
+                    decided.asks = true;
+                    Fate::Ask(output)
+                } else {
+                    Fate::Output(output)
+                };
                 match output {
                     Output::Port(_) => 1,
                     Output::Flood => policy.members(rules).len(),
@@ -214,11 +285,29 @@ fn decide((policy, rules, port): (&PolicySet, &Rules, usize), tx: &TxQueue, fate
     decided
 }
 
+/// Does the firewall have anything to say about a frame that goes there?
+#[inline]
+fn firewall_asks(ingress: &Ingress<'_>, output: Output) -> bool {
+    // Where no port is filtered, that is all that is asked of the frame.
+    if !ingress.policy.filters(ingress.rules) {
+        return false;
+    }
+    let receiver = match output {
+        Output::Port(port) => ingress.policy.rules(port),
+        Output::Flood => None,
+    };
+    let filtered = match output {
+        Output::Port(_) => receiver.is_some_and(|rules| rules.filter.filtered),
+        Output::Flood => true,
+    };
+    (ingress.rules.filter.filtered || filtered) && firewall::is_judged(ingress.record)
+}
+
 /// Notes that a port has something to show.
 #[inline]
-fn touch(touched: &mut Vec<usize>, port: &mut Port, index: usize) {
-    if !port.touched {
-        port.touched = true;
+fn touch(touched: &mut Vec<usize>, (index, is): (usize, &mut bool)) {
+    if !*is {
+        *is = true;
         touched.push(index);
     }
 }
@@ -237,7 +326,7 @@ fn hand_over(
     let Some(running) = sender.tx.at(place) else {
         return true;
     };
-    touch(touched, port, receiver);
+    touch(touched, (receiver, &mut port.touched));
     let mut gone = 0;
     port.receive(&running.queue, slots, flows, scratch, || gone += 1);
     if gone > 0 {

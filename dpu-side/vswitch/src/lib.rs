@@ -1,9 +1,9 @@
 //! The DPU's switch: takes frames from the ports' guests, asks the layers, and gives them to other ports' guests.
 //!
-//! [`Switch`] is a single owner of all queues, driven by whoever runs it: it polls in bursts, never blocks, and does
-//! not allocate, lock or make a system call per packet. Policy is compiled from the ports' records alone, replaced as a
-//! whole, and a frame that no layer sends anywhere is dropped. Each drop has one [`DropReason`] and is counted at one
-//! port.
+//! [`Switch`] is a single owner of all queues, driven by whoever runs it: it polls in bursts, never waits, and does
+//! not allocate or make a system call per packet; a lock is taken, for an instant, only where a connection begins or
+//! ends. Policy is compiled from the ports' records and their security groups, replaced as a whole, and a frame that no
+//! layer sends anywhere is dropped. Each drop has one [`DropReason`] and is counted at one port.
 //!
 //! # Counting
 //!
@@ -22,13 +22,25 @@
 //! starts or stops, flows move, and frames that are under way may be overtaken once. Frames for a receive queue that
 //! has failed are dropped: the others neither get more to do nor lose anything by it.
 //!
+//! Bursts are served in stages: all frames of a burst pass one before the first comes to the next, and each queue that
+//! was given something shows it once.
+//!
+//! # The firewall
+//!
+//! [`Switch::set_policy`] gives ports security groups, compiled by `outboard-firewall`; connections are followed by
+//! `outboard-conntrack`, in one table with equal shares for the ports of networks in which one is filtered. Between ports
+//! that are not filtered nothing is followed or asked, and that costs nothing. A rejected packet counts as a drop; the
+//! answer that its sender gets counts in the sender's `rx_frames`, and nobody sent it.
+//!
 //! # What it doesn't implement
 //!
 //! Address learning (ports are where their records say), VLANs, DHCP and ARP responders, multicast snooping, uplinks.
+//! Fragments are not put together for the firewall: later ones that overtake their first are dropped.
 #![forbid(unsafe_code)]
 
 mod burst;
 mod counters;
+mod firewall;
 mod flow;
 mod layers;
 mod policy;
@@ -41,6 +53,7 @@ mod trace;
 
 pub use burst::BURST_FRAMES;
 pub use counters::{PortCounters, QueueCounters};
+pub use firewall::CONNECTIONS_DEFAULT;
 pub use policy::{PortPolicy, link_local};
 pub use reason::DropReason;
 pub use switch::Switch;

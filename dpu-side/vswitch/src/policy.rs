@@ -5,9 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use outboard_firewall::{Policy, PortId};
 use vhost_net_dpu::record::mac_number;
 
-use crate::seed::Seed;
+use crate::{firewall::tracked::End, seed::Seed};
 
 /// A port as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,12 +27,67 @@ pub struct PortPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     network: usize,
+    /// Its network's number, by which connections of different networks are told apart.
+    pub zone: u32,
+    /// What the firewall knows of it.
+    pub filter: Filter,
     /// Its MAC.
     pub mac: [u8; 6],
     /// The same as a number.
     pub mac_number: u64,
     v4: Vec<Ipv4Addr>,
     v6: Vec<Ipv6Addr>,
+}
+
+/// A port, as the firewall has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// It has security groups: what none of them allows is dropped.
+    pub filtered: bool,
+    /// Its number in the firewall's policy; none if that does not know it, and then nothing passes.
+    pub id: Option<PortId>,
+    /// Its number and epoch, for connections.
+    pub end: End,
+}
+
+impl Filter {
+    fn of(policy: &Policy, name: &str) -> Self {
+        let id = policy.port(name);
+        // Before there is any policy, nothing is filtered.
+        let filtered = policy.version() != 0 && id.is_none_or(|id| policy.filtered(id));
+        let end = End {
+            port: id.map_or(u32::MAX, |id| u32::try_from(id.index()).unwrap_or(u32::MAX)),
+            epoch: id.map_or(0, |id| policy.epoch(id)),
+        };
+        Self { filtered, id, end }
+    }
+}
+
+/// Gives networks numbers, none of them twice: what is known of a network that is gone is never another one's.
+#[derive(Debug, Default)]
+pub struct Zones {
+    by_name: HashMap<String, u32>,
+    next: u32,
+}
+
+impl Zones {
+    /// Keeps the numbers of these networks, gives new ones theirs, and forgets all others.
+    fn follow<'a>(&mut self, networks: impl Iterator<Item = &'a str>) {
+        let mut former = std::mem::take(&mut self.by_name);
+        for name in networks {
+            if !self.by_name.contains_key(name) {
+                let number = former.remove(name).unwrap_or_else(|| {
+                    self.next += 1;
+                    self.next
+                });
+                self.by_name.insert(name.to_owned(), number);
+            }
+        }
+    }
+
+    fn of(&self, name: &str) -> u32 {
+        self.by_name.get(name).copied().unwrap_or(0)
+    }
 }
 
 impl Rules {
@@ -58,6 +114,8 @@ pub struct PolicySet {
 #[derive(Debug, Default)]
 struct Network {
     members: Vec<usize>,
+    /// One of them is filtered.
+    filters: bool,
     /// MAC, as a number → port. The keys are records', none is a guest's.
     stations: HashMap<u64, usize, Seed>,
 }
@@ -65,7 +123,8 @@ struct Network {
 impl PolicySet {
     /// Compiles `policies`; a port's index is its place in them. Of two ports with one MAC in one network, which the
     /// broker does not make, the first is reached.
-    pub fn compile(policies: &[PortPolicy]) -> Self {
+    pub fn compile(policies: &[PortPolicy], firewall: &Policy, zones: &mut Zones) -> Self {
+        zones.follow(policies.iter().map(|policy| policy.network.as_str()));
         let mut networks: HashMap<&str, usize> = HashMap::new();
         let mut set = Self::default();
         for (port, policy) in policies.iter().enumerate() {
@@ -74,11 +133,14 @@ impl PolicySet {
             if network == set.networks.len() {
                 set.networks.push(Network::default());
             }
+            let filter = Filter::of(firewall, &policy.name);
             if let Some(network) = set.networks.get_mut(network) {
                 network.members.push(port);
+                network.filters |= filter.filtered;
                 network.stations.entry(mac_number(policy.mac)).or_insert(port);
             }
-            set.rules.push(rules(policy, network));
+            set.rules
+                .push(rules(policy, network, zones.of(&policy.network), filter));
         }
         set
     }
@@ -94,6 +156,27 @@ impl PolicySet {
         self.networks.get(rules.network)?.stations.get(&mac).copied()
     }
 
+    /// Takes over another policy of the firewall. `names` are the ports', in order.
+    pub fn follow<'a>(&mut self, firewall: &Policy, names: impl Iterator<Item = &'a str>) {
+        self.networks.iter_mut().for_each(|network| network.filters = false);
+        for (rules, name) in self.rules.iter_mut().zip(names) {
+            rules.filter = Filter::of(firewall, name);
+            if let Some(network) = self.networks.get_mut(rules.network) {
+                network.filters |= rules.filter.filtered;
+            }
+        }
+    }
+
+    /// Is any port in the network of `rules` filtered?
+    pub fn filters(&self, rules: &Rules) -> bool {
+        self.networks.get(rules.network).is_some_and(|network| network.filters)
+    }
+
+    /// All ports'.
+    pub fn all(&self) -> &[Rules] {
+        &self.rules
+    }
+
     /// The ports in the network of `rules`.
     pub fn members(&self, rules: &Rules) -> &[usize] {
         self.networks
@@ -102,7 +185,7 @@ impl PolicySet {
     }
 }
 
-fn rules(policy: &PortPolicy, network: usize) -> Rules {
+fn rules(policy: &PortPolicy, network: usize, zone: u32, filter: Filter) -> Rules {
     let mut v4 = Vec::new();
     let mut v6 = vec![link_local(policy.mac)];
     for address in &policy.addresses {
@@ -113,6 +196,8 @@ fn rules(policy: &PortPolicy, network: usize) -> Rules {
     }
     Rules {
         network,
+        zone,
+        filter,
         mac: policy.mac,
         mac_number: mac_number(policy.mac),
         v4,
@@ -148,12 +233,25 @@ mod tests {
 
     #[test]
     fn a_network_knows_only_its_own_stations() {
-        let set = PolicySet::compile(&[policy("a", "blue", 1), policy("b", "red", 2), policy("c", "blue", 3)]);
+        let policies = [policy("a", "blue", 1), policy("b", "red", 2), policy("c", "blue", 3)];
+        let set = PolicySet::compile(&policies, &Policy::default(), &mut Zones::default());
         let a = set.rules(0).expect("port a");
         assert_eq!(set.members(a), [0, 2]);
         assert_eq!(set.station(a, mac_number([0x52, 0x54, 0, 0, 0, 3])), Some(2));
         assert_eq!(set.station(a, mac_number([0x52, 0x54, 0, 0, 0, 2])), None);
         assert!(a.owns_v4(Ipv4Addr::new(10, 0, 0, 1)) && !a.owns_v4(Ipv4Addr::new(10, 0, 0, 3)));
         assert!(a.owns_v6(link_local(a.mac)));
+    }
+
+    #[test]
+    fn a_network_that_comes_back_has_another_number() {
+        let mut zones = Zones::default();
+        let mut numbers = |names: &[&str]| {
+            zones.follow(names.iter().copied());
+            names.iter().map(|name| zones.of(name)).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&["blue", "red", "blue"]), [1, 2, 1]);
+        assert_eq!(numbers(&["red"]), [2]);
+        assert_eq!(numbers(&["blue", "red"]), [3, 2]);
     }
 }

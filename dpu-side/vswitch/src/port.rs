@@ -8,16 +8,23 @@ use vhost_net_dpu::{
     deliver::{Scratch, forward},
     error::{QueueFailure, RxDrop, StartError},
     frame_len_max,
-    rx::RxQueue,
+    header::NetHeader,
+    rx::{Payload, RxQueue},
     tx::TxQueue,
 };
 
 use crate::{
     counters::{QueueCounters, Tally},
+    firewall::{allowance::Allowance, datagrams::Datagrams, reject},
     flow::FlowHash,
     queues::{Queues, Running},
     reason::DropReason,
 };
+
+/// Answers to rejected packets that a guest gets in a second; what is rejected beyond them is dropped without a word.
+const REPLIES_PER_SECOND: u64 = 1_000;
+/// Of those, how many may come at once after a while without.
+const REPLY_BURST: u64 = 32;
 
 /// May anything pass?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +55,10 @@ pub(crate) struct Port {
     pub(crate) debt: usize,
     /// The burst at hand gave it something.
     pub(crate) touched: bool,
+    /// What its guest sends in fragments.
+    pub(crate) datagrams: Datagrams,
+    /// Answers to rejected packets that its guest may get.
+    replies: Allowance<REPLIES_PER_SECOND, REPLY_BURST>,
 }
 
 impl Port {
@@ -63,6 +74,8 @@ impl Port {
             tx_turn: 0,
             debt: 0,
             touched: false,
+            datagrams: Datagrams::default(),
+            replies: Allowance::default(),
         }
     }
 
@@ -192,6 +205,33 @@ impl Port {
                 Err(RxDrop::Broken) => tally.drop(DropReason::RxBroken),
                 Err(RxDrop::SourceGone) => gone(),
             });
+        }
+    }
+
+    /// Answers its guest, one of whose packets was rejected, if an answer is due: as a frame from nobody's queue.
+    pub(crate) fn reply(&mut self, place: usize, slot: usize, flows: &FlowHash, now: u64) {
+        let Some(tx) = self.tx.at(place) else { return };
+        let Some(record) = tx.queue.records().get(slot) else {
+            return;
+        };
+        let head = tx.queue.head_of(slot);
+        let Some(reply) = reject::reply(record, head).filter(|_| self.replies.take(now)) else {
+            return;
+        };
+        let place = match self.rx.len() {
+            0 | 1 => 0,
+            count => flows.queue(record, head, count),
+        };
+        let Some(rx) = self.rx.at(place) else { return };
+        let frame = reply.frame();
+        // Without buffers the answer is lost, as any frame would be; it was nobody's.
+        if rx
+            .queue
+            .give(NetHeader::default(), frame, Payload::Private(&[]))
+            .is_ok()
+        {
+            rx.count(1, frame.len() as u64);
+            self.tally.received(1, frame.len() as u64);
         }
     }
 

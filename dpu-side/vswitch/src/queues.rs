@@ -47,6 +47,11 @@ impl<Q> Queues<Q> {
         self.0.get_mut(place)
     }
 
+    /// The same, to look at.
+    pub(crate) fn get(&self, place: usize) -> Option<&Running<Q>> {
+        self.0.get(place)
+    }
+
     /// The queue of a pair.
     pub(crate) fn of_pair(&mut self, pair: u16) -> Option<&mut Running<Q>> {
         let place = self.0.binary_search_by_key(&pair, |running| running.pair).ok()?;

@@ -81,6 +81,20 @@ drop_reasons! {
         "A broadcast or multicast in a network that has no other port.";
     UnknownDestination => "unknown_destination",
         "No port of the network has the destination MAC: what no layer sends anywhere is dropped.";
+    CtInvalid => "ct_invalid",
+        "The packet is of no connection that the firewall knows and opens none, or contradicts its connection's state: of TCP, it lies outside the window or came without a handshake.";
+    EgressNoRule => "egress_no_rule",
+        "No rule of the sending port's security groups allows it.";
+    EgressDenied => "egress_denied_by_rule",
+        "A rule of the sending port's security groups denies it; a trace of the frame names the rule.";
+    EgressRejected => "egress_rejected_by_rule",
+        "A rule of the sending port's security groups rejects it, and its guest was told, as far as answers are due; a trace of the frame names the rule.";
+    FragmentWithoutFirst => "fragment_without_first",
+        "A fragment whose datagram's first fragment did not pass the firewall, has not come yet, or reaches into it; to a group of stations no later fragment passes a firewall.";
+    ConnectionBudget => "connection_budget",
+        "The sending port has as many connections as it may, and none that is half-open can give way.";
+    ConnectionTableFull => "connection_table_full",
+        "The switch's connection table is full, and no half-open connection of the port can give way.";
     TxMemoryGone => "tx_memory_gone",
         "The sending guest's memory could not be read.";
     PortShut => "port_shut",
@@ -93,6 +107,12 @@ drop_reasons! {
         "The receiving guest's buffers are too small for the frame.";
     RxBroken => "rx_broken",
         "The receiving guest's queue was found malformed, or its memory gone; it is dead until reset.";
+    IngressNoRule => "ingress_no_rule",
+        "No rule of the receiving port's security groups allows it.";
+    IngressDenied => "ingress_denied_by_rule",
+        "A rule of the receiving port's security groups denies it; a trace of the frame names the rule.";
+    IngressRejected => "ingress_rejected_by_rule",
+        "A rule of the receiving port's security groups rejects it, and the sender was told, as far as answers are due; a trace of the frame names the rule.";
     RxOverMtu => "rx_over_mtu",
         "The frame is longer than the receiving port's MTU (1500 unless the VMM told the guest another): give all guests of a network one MTU.";
 }

@@ -1,6 +1,9 @@
 //! The switch itself: its ports, who may use them, and whose turn it is.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use outboard_conntrack::Table;
+use outboard_firewall::Policy;
 
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
@@ -9,10 +12,32 @@ use vhost_net_dpu::{MTU_MIN, deliver::Scratch, error::MtuError};
 use crate::{
     burst::Fates,
     counters::{PortCounters, QueueCounters},
+    firewall::Firewall,
     flow::FlowHash,
-    policy::{PolicySet, PortPolicy},
+    policy::{PolicySet, PortPolicy, Zones},
     port::{Gate, Port},
 };
+
+/// How often connections are cleared away whose time is up, in nanoseconds, and how many are looked at each time.
+const CLEAR_APART_NS: u64 = 1_000_000;
+const CLEAR_COUNT_MAX: u32 = 256;
+
+/// Tells the time since it was made.
+#[derive(Debug)]
+struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock {
+    /// In nanoseconds; 584 years of them fit.
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
 
 /// A switch and all its ports.
 #[derive(Debug, Default)]
@@ -24,10 +49,19 @@ pub struct Switch {
     pub(crate) scratch: Scratch,
     pub(crate) flows: FlowHash,
     pub(crate) fates: Fates,
+    pub(crate) firewall: Firewall,
+    zones: Zones,
+    clock: Clock,
+    /// What the clock says, in nanoseconds; looked at once a breath, while connections are followed.
+    pub(crate) now: u64,
+    /// When connections were last cleared away whose time was up.
+    cleared: u64,
     /// Ports to which the burst at hand gave something.
     pub(crate) touched: Vec<usize>,
     /// Whose burst comes first in the next breath.
     turn: usize,
+    /// Connections are followed: a port is filtered.
+    follows: bool,
     /// Queues may have something to show or to tell that no burst brought about.
     sweep: bool,
 }
@@ -55,8 +89,46 @@ impl Switch {
             port.retire();
             self.ports.push(port);
         }
-        self.policy = PolicySet::compile(&policies);
+        self.policy = PolicySet::compile(&policies, self.firewall.policy(), &mut self.zones);
         self.reindex();
+        self.share();
+    }
+
+    /// The same, and what the firewall allows, in one step: each frame sees both old or both new. The firewall knows ports
+    /// by their names; one that it does not know gets nothing through once it has a policy at all. The former policy comes
+    /// back, to be dropped where that may take its time.
+    pub fn set_policy(&mut self, policies: Vec<PortPolicy>, firewall: Arc<Policy>) -> Arc<Policy> {
+        let former = self.firewall.set_policy(firewall);
+        self.set_ports(policies);
+        former
+    }
+
+    /// Another policy of the firewall, of the same ports. The former one comes back.
+    pub fn set_firewall(&mut self, firewall: Arc<Policy>) -> Arc<Policy> {
+        let former = self.firewall.set_policy(firewall);
+        let names = self.ports.iter().map(|port| port.name.as_str());
+        self.policy.follow(self.firewall.policy(), names);
+        self.share();
+        former
+    }
+
+    /// Keeps connections in this table, which holds `capacity` of them, from now on; those that were are unknown then.
+    /// Without one, the first port that is filtered has the switch make a table for [`CONNECTIONS_DEFAULT`].
+    pub fn set_connections(&mut self, table: Arc<Table>, capacity: u32) {
+        self.firewall.set_table(table, capacity);
+        self.share();
+    }
+
+    /// Ports whose connections are followed get their shares of the table.
+    fn share(&mut self) {
+        let followed = self.policy.all().iter().filter(|rules| self.policy.filters(rules));
+        let numbers: Vec<u32> = followed.map(|rules| rules.filter.end.port).collect();
+        self.follows = !numbers.is_empty();
+        if self.follows {
+            let numbers: Vec<u32> = numbers.into_iter().filter(|number| *number != u32::MAX).collect();
+            self.firewall.share(&numbers);
+            self.ports.iter_mut().for_each(|port| port.datagrams.prepare());
+        }
     }
 
     fn reindex(&mut self) {
@@ -154,6 +226,19 @@ impl Switch {
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.
     pub fn breathe(&mut self, signals: &mut dyn Signals) -> bool {
+        let now = if self.follows { self.clock.now() } else { 0 };
+        self.breathe_at(now, signals)
+    }
+
+    /// The same at a time of the caller's, in nanoseconds of a clock that never goes back.
+    pub fn breathe_at(&mut self, now: u64, signals: &mut dyn Signals) -> bool {
+        self.now = now;
+        if self.follows && now >= self.cleared + CLEAR_APART_NS {
+            self.cleared = now;
+            if let Some(table) = self.firewall.table() {
+                table.expire(now, CLEAR_COUNT_MAX);
+            }
+        }
         let mut worked = std::mem::take(&mut self.sweep) && self.flush_all(signals);
         let count = self.ports.len();
         for step in 0..count {
@@ -163,6 +248,11 @@ impl Switch {
         }
         self.turn = (self.turn + 1).checked_rem(count).unwrap_or(0);
         worked
+    }
+
+    /// What time it is for who asks between breaths, in nanoseconds.
+    pub(crate) fn now_or_before(&self) -> u64 {
+        self.now.max(if self.follows { self.clock.now() } else { 0 })
     }
 
     fn flush_all(&mut self, signals: &mut dyn Signals) -> bool {

@@ -12,6 +12,7 @@ use vhost_net_dpu::{
 };
 
 use crate::{
+    firewall::{self, Question, explain::Said, tracked},
     layers::{self, Destination, Ingress, Output, Verdict},
     port::{Gate, Port},
     reason::DropReason,
@@ -70,6 +71,26 @@ impl Trace {
             detail: detail.into(),
             rule: None,
         });
+    }
+
+    fn end(&mut self, port: &str, dropped: Option<DropReason>) {
+        self.ends.push(TraceEnd {
+            port: port.to_owned(),
+            dropped,
+        });
+    }
+
+    /// The firewall said something. Why it drops the frame, if it does.
+    fn said(&mut self, said: Said) -> Option<DropReason> {
+        let reason = said.denial.map(|denial| denial.reason);
+        let verdict = reason.map_or(TraceVerdict::Pass, |_| TraceVerdict::Drop);
+        self.steps.push(TraceStep {
+            layer: said.layer,
+            verdict,
+            detail: said.detail,
+            rule: said.rule,
+        });
+        reason
     }
 
     fn dropped(mut self, layer: &'static str, port: &str, reason: DropReason, detail: impl Into<String>) -> Self {
@@ -141,13 +162,41 @@ impl Switch {
             }
             Ok(Output::Flood) => self.policy().members(rules),
         };
-        for port in receivers.iter().filter(|receiver| **receiver != index) {
-            let Some(port) = self.port_at(*port) else { continue };
-            let refused = port.would_refuse(frame.len());
-            trace.ends.push(TraceEnd {
-                port: port.name.clone(),
-                dropped: refused,
-            });
+        let tuple = tracked::tuple(&record, head, rules.zone);
+        let question = |to| Question {
+            record: &record,
+            head,
+            tuple: &tuple,
+            from: rules,
+            to,
+            now: self.now_or_before(),
+        };
+        let judged = firewall::is_judged(&record) && self.policy().filters(rules);
+        let group = decided == Ok(Output::Flood);
+        if judged && group {
+            let said = self.firewall.explain_group(&question(rules));
+            if let Some(reason) = trace.said(said) {
+                trace.end(name, Some(reason));
+                return Some(trace);
+            }
+        }
+        for receiver in receivers.iter().filter(|receiver| **receiver != index) {
+            let (Some(receiver), Some(to)) = (self.port_at(*receiver), self.policy().rules(*receiver)) else {
+                continue;
+            };
+            let mut dropped = None;
+            if judged && group {
+                dropped = trace.said(self.firewall.explain_member(&question(to)));
+            } else if judged && (rules.filter.filtered || to.filter.filtered) {
+                for said in self.firewall.explain(&question(to), &port.datagrams) {
+                    dropped = dropped.or(trace.said(said));
+                }
+            }
+            match dropped {
+                Some(reason) if !reason.at_receiver() => trace.end(name, Some(reason)),
+                Some(_) => trace.end(&receiver.name, dropped),
+                None => trace.end(&receiver.name, receiver.would_refuse(frame.len())),
+            }
         }
         Some(trace)
     }

@@ -104,6 +104,12 @@ pub enum Check {
     StaleQueue,
     /// A queue has stopped only once nothing of it is in flight.
     StopDrains,
+    /// A filtered port sends and gets only what a rule of its security groups allows.
+    SecurityGroups,
+    /// A later fragment passes the firewall only with the first one of its datagram.
+    FragmentsOfAllowed,
+    /// An ICMP error passes the firewall only if it comes from the port that the packet it is about went to.
+    ErrorFromPeer,
     /// What a session remembers stays within what its DPU offered: rings, memory slots, regions for what is in flight.
     SessionBounds,
     /// A port has no more connections than its budget.
@@ -162,6 +168,9 @@ const ALL: &[(Check, &str)] = &[
     (Check::ReceiveBuffer, "receive-buffer"),
     (Check::StaleQueue, "stale-queue"),
     (Check::StopDrains, "stop-drains"),
+    (Check::SecurityGroups, "security-groups"),
+    (Check::FragmentsOfAllowed, "fragments-of-allowed"),
+    (Check::ErrorFromPeer, "error-from-peer"),
     (Check::SessionBounds, "session-bounds"),
     (Check::ConnectionBudget, "connection-budget"),
     (Check::ConnectionWindow, "connection-window"),

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod dirty_log;
+mod firewall;
 mod forwarding;
 mod frames;
 mod hostile;

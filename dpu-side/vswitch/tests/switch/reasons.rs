@@ -1,12 +1,15 @@
 //! Every reason is documented, and can be brought about.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
+use outboard_conntrack::{Config, Table};
+use outboard_firewall::{Action, Direction, EgressDefault, Group, Policy, Rule};
 use outboard_vswitch::{DropReason, PortPolicy, Trace};
 use vhost_net_dpu::{features::FEATURES, header::NetHeader};
 
 use crate::{
-    frames::{BROADCAST, arp, icmpv6, ipv6, neighbour, ping, udp, udp6, v6},
+    firewall::{compile, datagram, group, v4_packet},
+    frames::{BROADCAST, arp, icmpv6, ipv6, neighbour, ping, tcp, udp, udp6, v6},
     rig::{RX_QUEUE, Rig, mac, policy},
 };
 
@@ -31,6 +34,28 @@ fn each_has_a_stable_name_and_a_sentence() {
         );
     }
     assert_eq!(names.len(), DropReason::COUNT);
+}
+
+/// Gives the first two ports these groups, or none.
+fn filter(rig: &mut Rig, from: Option<Vec<Arc<Group>>>, to: Option<Vec<Arc<Group>>>) {
+    let ports = [policy("a", 1), policy("b", 2)];
+    let all = [from.clone().unwrap_or_default(), to.clone().unwrap_or_default()].concat();
+    let of = |groups: &Option<Vec<Arc<Group>>>| {
+        groups
+            .as_ref()
+            .map(|groups| if groups.is_empty() { &[][..] } else { &["g"][..] })
+    };
+    let compiled = compile(&Policy::default(), all, &[(&ports[0], of(&from)), (&ports[1], of(&to))]);
+    rig.switch.set_policy(ports.to_vec(), compiled);
+}
+
+/// A group "g" with one rule, about everything.
+fn groups(direction: Direction, action: Action) -> Vec<Arc<Group>> {
+    let rule = Rule {
+        action,
+        ..Rule::allow(direction)
+    };
+    vec![group("g", EgressDefault::Allow, vec![rule])]
 }
 
 /// Guest a (or the switch's user) does what `reason` is for; the frame is for guest b. What a trace says of the frame, if
@@ -114,6 +139,51 @@ fn provoke(rig: &mut Rig, reason: DropReason) -> Option<Trace> {
             rig.breathe();
             return None;
         }
+        DropReason::CtInvalid => {
+            filter(rig, None, Some(groups(Direction::Ingress, Action::Allow)));
+            tcp(false, mac(1), mac(2), b"no handshake")
+        }
+        DropReason::EgressNoRule | DropReason::IngressNoRule => {
+            let ends = [Some(vec![]), None];
+            let [from, to] = if reason.at_receiver() {
+                [None, Some(vec![])]
+            } else {
+                ends
+            };
+            filter(rig, from, to);
+            good
+        }
+        DropReason::EgressDenied | DropReason::EgressRejected => {
+            let action = if reason == DropReason::EgressDenied {
+                Action::Deny
+            } else {
+                Action::Reject
+            };
+            filter(rig, Some(groups(Direction::Egress, action)), None);
+            good
+        }
+        DropReason::IngressDenied | DropReason::IngressRejected => {
+            let action = if reason == DropReason::IngressDenied {
+                Action::Deny
+            } else {
+                Action::Reject
+            };
+            filter(rig, None, Some(groups(Direction::Ingress, action)));
+            good
+        }
+        DropReason::FragmentWithoutFirst => {
+            filter(rig, None, Some(groups(Direction::Ingress, Action::Allow)));
+            v4_packet(1, 2, 17, 3, 1, &[0; 8])
+        }
+        DropReason::ConnectionBudget | DropReason::ConnectionTableFull => {
+            let next = datagram(1, 2, (7, 8));
+            if reason == DropReason::ConnectionTableFull {
+                // What is in the table besides its own is not for a trace to tell.
+                rig.send_plain(0, &next);
+                return None;
+            }
+            next
+        }
         DropReason::PortShut => {
             rig.switch.shut("b");
             good
@@ -142,10 +212,31 @@ fn provoke(rig: &mut Rig, reason: DropReason) -> Option<Trace> {
     trace
 }
 
+/// What `reason` needs beforehand: a table with room for one connection, or ports with a share of one, and that is in use.
+fn prepare(rig: &mut Rig, reason: DropReason) {
+    let (entries, capacity) = match reason {
+        DropReason::ConnectionBudget => (64, 2),
+        DropReason::ConnectionTableFull => (1, 64),
+        _ => return,
+    };
+    filter(rig, None, Some(groups(Direction::Ingress, Action::Allow)));
+    let config = Config {
+        entries,
+        ports: 2,
+        ..Config::default()
+    };
+    rig.switch.set_connections(Arc::new(Table::new(&config)), capacity);
+    rig.guests.iter_mut().for_each(|guest| guest.post(4, 1526));
+    rig.send_plain(0, &datagram(1, 2, (5, 6)));
+    rig.send_plain(1, &datagram(2, 1, (6, 5)));
+}
+
 #[test]
 fn each_can_be_brought_about_and_is_counted_where_it_says() {
     for reason in DropReason::ALL {
         let mut rig = Rig::without_buffers(&[FEATURES; 2]);
+        prepare(&mut rig, reason);
+        let before = rig.switch.counters();
         let trace = provoke(&mut rig, reason);
         let counters = rig.switch.counters();
         let expected = |at: bool| if at { vec![(reason, 1)] } else { vec![] };
@@ -158,7 +249,7 @@ fn each_can_be_brought_about_and_is_counted_where_it_says() {
         );
         assert_eq!(
             (counters[0].tx_frames, counters[1].rx_frames),
-            (1, 0),
+            (before[0].tx_frames + 1, before[1].rx_frames),
             "{}",
             reason.name()
         );

@@ -306,6 +306,14 @@ pub fn missed(reason: DropReason, count: u64) -> Delta {
 }
 
 impl Delta {
+    /// And so many were given to the guest.
+    pub fn and_got(self, count: u64, bytes: usize) -> Self {
+        Delta {
+            rx: (count, bytes as u64),
+            ..self
+        }
+    }
+
     /// And so many were dropped.
     pub fn dropped(self, reason: DropReason, count: u64) -> Self {
         Delta {

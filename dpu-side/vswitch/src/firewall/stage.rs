@@ -1,0 +1,210 @@
+//! The firewall's stage of a burst: all lookups are prepared before the first one is made.
+
+use outboard_conntrack::{Direction, Key, Table, Tuple};
+use outboard_controls::{Check, on};
+use outboard_firewall::{Action, Direction as Way, RuleId};
+use vhost_net_dpu::{packet::Fragment, record::Record, tx::TxQueue};
+
+use super::{
+    Allowed, Denial, Firewall, Question, SETUP_COST, datagrams, datagrams::Datagrams, is_icmp_error, quoted::quoted,
+    tracked,
+};
+use crate::{
+    burst::Fate,
+    layers::Output,
+    policy::{PolicySet, Rules},
+    reason::DropReason,
+};
+
+/// A burst whose frames the layers let through.
+pub(crate) struct Burst<'a> {
+    pub(crate) policy: &'a PolicySet,
+    /// The sender, and its index.
+    pub(crate) from: &'a Rules,
+    pub(crate) index: usize,
+    pub(crate) tx: &'a TxQueue,
+    /// What the sender's guest sends in fragments.
+    pub(crate) datagrams: &'a mut Datagrams,
+    /// Nanoseconds on a clock that never goes back.
+    pub(crate) now: u64,
+}
+
+impl Firewall {
+    /// Decides about those frames of a burst whose fate is [`Fate::Ask`]. What that cost beyond the frames, in frames.
+    pub(crate) fn resolve(&mut self, burst: Burst<'_>, fates: &mut [Fate]) -> usize {
+        let Some(table) = self.table.take() else { return 0 };
+        let mut keys = std::mem::take(&mut self.keys);
+        let mut packets = std::mem::take(&mut self.packets);
+        let records = burst.tx.records();
+        for (slot, (fate, record)) in fates.iter().zip(records).enumerate() {
+            if matches!(fate, Fate::Ask(_)) {
+                let tuple = tracked::tuple(record, burst.tx.head_of(slot), burst.from.zone);
+                keys.push(table.key(&tuple));
+                packets.push((slot, tuple));
+            }
+        }
+        table.prepare(&mut keys);
+        let mut cost = 0;
+        for ((slot, tuple), key) in packets.iter().zip(&keys) {
+            let (Some(fate), Some(record)) = (fates.get_mut(*slot), records.get(*slot)) else {
+                continue;
+            };
+            let Fate::Ask(output) = *fate else { continue };
+            let (to, reporter) = match output {
+                Output::Port(port) => (burst.policy.rules(port), port),
+                Output::Flood => (None, burst.index),
+            };
+            let question = Question {
+                record,
+                head: burst.tx.head_of(*slot),
+                tuple,
+                from: burst.from,
+                to: to.unwrap_or(burst.from),
+                now: burst.now,
+            };
+            let outcome = match output {
+                Output::Port(_) => self.one(&table, key, &question, burst.datagrams),
+                Output::Flood => self.flood(&question, burst.policy.filters(burst.from)),
+            };
+            *fate = match outcome {
+                Ok(None) => Fate::Output(output),
+                Ok(Some(allowed)) => {
+                    cost += SETUP_COST;
+                    self.log_allowed(&allowed, tuple, burst.now);
+                    Fate::Output(output)
+                }
+                Err(denial) => {
+                    cost += SETUP_COST;
+                    if let Some(entry) = denial.ends {
+                        table.close(entry);
+                    }
+                    self.log_denied(&denial, tuple, burst.now);
+                    let at = if denial.reason.at_receiver() {
+                        reporter
+                    } else {
+                        burst.index
+                    };
+                    Fate::Refused {
+                        reason: denial.reason,
+                        at,
+                        reject: denial.reject,
+                    }
+                }
+            };
+        }
+        keys.clear();
+        packets.clear();
+        (self.keys, self.packets, self.table) = (keys, packets, Some(table));
+        cost
+    }
+
+    /// Decides about a packet for one port. By which judgement, if there was one.
+    #[inline]
+    fn one(
+        &self,
+        table: &Table,
+        key: &Key,
+        question: &Question<'_>,
+        datagrams: &mut Datagrams,
+    ) -> Result<Option<Allowed>, Denial> {
+        match question.record.fragment {
+            Fragment::No if !is_icmp_error(question.tuple) => self.pass(table, key, question),
+            Fragment::No => self.related(table, question),
+            Fragment::First => {
+                let passed = self.pass(table, key, question);
+                match passed {
+                    Ok(_) => datagrams.allow(question.record, question.tuple, question.pair(), question.now),
+                    Err(_) => datagrams.forget(question.record, question.tuple),
+                }
+                passed
+            }
+            Fragment::Later => later(question, datagrams).map(|()| None),
+        }
+    }
+
+    /// An error is about a packet of an allowed connection, which went to the port that it comes from.
+    pub(super) fn related(&self, table: &Table, question: &Question<'_>) -> Result<Option<Allowed>, Denial> {
+        let quoted = quoted(question.tuple, question.record.transport(question.head)).ok_or(DropReason::CtInvalid)?;
+        let related = table.related(&quoted, question.now).ok_or(DropReason::CtInvalid)?;
+        let pair = question.pair_of(related.direction);
+        if related.words == pair.to_words() || !on(Check::ErrorFromPeer) {
+            return Ok(None);
+        }
+        if !pair.has_ports_of(related.words) {
+            return Err(DropReason::CtInvalid.into());
+        }
+        // Of the connection's first packet, whichever way the quoted one went.
+        match related.direction {
+            Direction::Original => self.judge(&quoted.tuple.reverse(), question.from, question.to),
+            Direction::Reply => self.judge(&quoted.tuple, question.to, question.from),
+        }
+        .map(Some)
+    }
+
+    /// A packet for a group is of no connection: the sender is asked here, each receiver when it is its turn.
+    pub(super) fn flood(&self, question: &Question<'_>, filters: bool) -> Result<Option<Allowed>, Denial> {
+        if question.record.fragment == Fragment::Later && filters {
+            return Err(DropReason::FragmentWithoutFirst.into());
+        }
+        let judgement = self.ask(question.tuple, question.from, Way::Egress)?;
+        Ok(Some(Allowed {
+            egress: judgement.rule,
+            ingress: None,
+            log: judgement.log,
+        }))
+    }
+
+    /// May a receiver get a packet for a group?
+    pub(crate) fn admits(&self, record: &Record, head: &[u8], to: &Rules) -> Result<(), Denial> {
+        self.ask(&tracked::tuple(record, head, to.zone), to, Way::Ingress)?;
+        Ok(())
+    }
+
+    fn log_allowed(&mut self, allowed: &Allowed, tuple: &Tuple, now: u64) {
+        if allowed.log && self.log.take(now) {
+            for rule in [allowed.egress, allowed.ingress].into_iter().flatten() {
+                self.tell(Action::Allow, rule, tuple);
+            }
+        }
+    }
+
+    fn log_denied(&mut self, denial: &Denial, tuple: &Tuple, now: u64) {
+        if denial.log
+            && let Some(rule) = denial.rule
+            && self.log.take(now)
+        {
+            let action = if denial.reject { Action::Reject } else { Action::Deny };
+            self.tell(action, rule, tuple);
+        }
+    }
+}
+
+impl Firewall {
+    /// Logs a judgement whose rule asks for it.
+    #[cold]
+    fn tell(&self, action: Action, rule: RuleId, tuple: &Tuple) {
+        let rule = self.policy.rule(rule).map(|rule| rule.name).unwrap_or_default();
+        let (source, destination) = (tuple.source.ip(), tuple.destination.ip());
+        tracing::info!(
+            rule,
+            ?action,
+            %source,
+            source_port = tuple.source_port,
+            %destination,
+            destination_port = tuple.destination_port,
+            protocol = tuple.protocol,
+            "a rule decided about a connection"
+        );
+    }
+}
+
+/// A later fragment goes where the first one of its datagram went.
+pub(crate) fn later(question: &Question<'_>, datagrams: &Datagrams) -> Result<(), Denial> {
+    let Question { record, tuple, now, .. } = *question;
+    let offset = datagrams::offset(record, question.head);
+    let passes = datagrams.allows(record, tuple, offset, question.pair(), now);
+    if passes || !on(Check::FragmentsOfAllowed) {
+        return Ok(());
+    }
+    Err(DropReason::FragmentWithoutFirst.into())
+}
