@@ -50,6 +50,7 @@ pub fn spec(rules: &Rules) -> Result<Spec, CidrError> {
         groups: groups.collect::<Result<_, _>>()?,
         address_sets: address_sets.collect::<Result<_, _>>()?,
         ports: ports.collect(),
+        members: Vec::new(),
     })
 }
 
