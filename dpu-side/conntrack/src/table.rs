@@ -93,7 +93,7 @@ pub struct Statistics {
     pub half_open: u64,
     /// Opened, by any port.
     pub opened: u64,
-    /// Half-open ones that gave way to others.
+    /// Half-open ones that gave way to others, and in a full table those whose time was up.
     pub evicted: u64,
     /// Refused because a port's budget was used up.
     pub refused: u64,

@@ -118,6 +118,8 @@ pub enum Check {
     ConnectionWindow,
     /// An ICMP error is let through only for a packet that its receiver may have sent.
     RelatedError,
+    /// The connection table's hash has keys that no guest knows.
+    KeyedHash,
 }
 
 const ALL: &[(Check, &str)] = &[
@@ -175,6 +177,7 @@ const ALL: &[(Check, &str)] = &[
     (Check::ConnectionBudget, "connection-budget"),
     (Check::ConnectionWindow, "connection-window"),
     (Check::RelatedError, "related-error"),
+    (Check::KeyedHash, "keyed-hash"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.
