@@ -16,6 +16,9 @@ const RAM_LEN: u64 = 1 << 16;
 const LOG_LEN: u64 = (RAM_START + RAM_LEN) / 4096 / 8;
 /// INDIRECT_DESC and EVENT_IDX.
 const FEATURES: [u64; 4] = [0, 1 << 28, 1 << 29, 3 << 28];
+const IN_ORDER: u64 = 1 << 35;
+/// Chains of a burst, at most.
+const BURST_MAX: u8 = 4;
 
 /// Run a script: the first byte has the features, the starting indices and the logs, then come operations.
 pub fn run(script: &[u8]) {
@@ -24,7 +27,9 @@ pub fn run(script: &[u8]) {
     let ram = GuestRam::new(RAM_LEN);
     ram.alloc(64, 1);
     let start = if first & 4 == 0 { 0 } else { u16::MAX - 3 };
-    let mut driver = Driver::new(&ram, SIZE, FEATURES[usize::from(first & 3)]).starting_at(start);
+    let in_order = first & 32 != 0;
+    let features = FEATURES[usize::from(first & 3)] | if in_order { IN_ORDER } else { 0 };
+    let mut driver = Driver::new(&ram, SIZE, features).starting_at(start);
     // Some rings note what is in flight, some log what is written.
     let region = (first & 8 != 0).then(|| InflightRegion::create(1, SIZE).expect("a small region"));
     let dirty = (first & 16 != 0).then(|| GuestRam::new(4096));
@@ -39,7 +44,7 @@ pub fn run(script: &[u8]) {
     let mut chain = Chain::new();
     while !script.0.is_empty() {
         let op = match script.byte() {
-            250 => 10,
+            byte @ 250..=253 => byte - 240,
             byte => byte % 10,
         };
         match op {
@@ -76,7 +81,9 @@ pub fn run(script: &[u8]) {
             },
             6 => {
                 let head = script.index();
-                let was_held = held.iter().position(|&h| h == head).map(|at| held.remove(at)).is_some();
+                let place = held.iter().position(|&h| h == head);
+                let due = place.filter(|place| *place == 0 || !in_order);
+                let was_held = due.map(|at| held.remove(at)).is_some();
                 assert_eq!(ring.push_used(&chain_of(head), 0).is_ok(), was_held);
                 staged.extend(was_held.then_some(head));
                 last = last.filter(|&last| last != head);
@@ -101,6 +108,42 @@ pub fn run(script: &[u8]) {
                     assert_eq!(usize::from(ring.to_replay()), in_flight.len());
                     (held, staged, last, broken) = (Vec::new(), Vec::new(), None, false);
                 }
+            }
+            11 => {
+                let count = usize::from(script.byte() % (BURST_MAX + 1));
+                let mut chains: Vec<_> = (0..count).map(|_| Chain::new()).collect();
+                let (taken, failure) = ring.pop_burst(&mut chains);
+                assert!(taken <= count);
+                if taken > 0 || failure.is_some() {
+                    assert!(!broken, "a broken ring yields nothing");
+                }
+                for chain in &chains[..taken] {
+                    assert!(!held.contains(&chain.head()), "a head is held once");
+                    check(&ram, &driver, chain);
+                    held.push(chain.head());
+                    last = Some(chain.head());
+                    if !in_flight.contains(&chain.head()) {
+                        in_flight.push(chain.head());
+                    }
+                }
+                broken |= failure.is_some();
+            }
+            12 => {
+                // All that is held, in order: what a driver of either kind gets.
+                let chains: Vec<_> = held.iter().map(|head| chain_of(*head)).collect();
+                ring.push_used_burst(&chains).expect("it is held, and in order");
+                staged.append(&mut held);
+                last = None;
+            }
+            13 => {
+                let len = usize::from(script.byte());
+                let whole = script.byte() & 1 == 0;
+                let filled = ring.fill_next(len, |bytes| {
+                    assert_eq!(bytes.len(), len);
+                    bytes.copy_from(&[0x5a; 256]);
+                    whole
+                });
+                assert!(!filled || whole && !broken && held.is_empty() && region.is_none() && dirty.is_none());
             }
             _ => {
                 if let Some(head) = last.take() {
