@@ -1,7 +1,7 @@
 //! The receive path: a frame into a driver's buffers, whole or not at all.
 
 use outboard_controls::{Check, on};
-use outboard_ring::{Chain, ChainError, GuestMemory, RingError, copy};
+use outboard_ring::{Chain, ChainError, GuestMemory, Reader, RingError};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
@@ -241,9 +241,13 @@ impl RxQueue {
                 chain: source,
                 offset,
                 len,
-            } => scatter(&self.chains, start, len, |chain, at, from, len| {
-                copy(memory, source, (offset + from) as u64, own, chain, at, len)
-            }),
+            } => {
+                let mut reader = Reader::new(memory, source, offset as u64, len)?;
+                scatter(&self.chains, start, len, |chain, at, _, len| {
+                    reader.copy_to(own, chain, at, len)
+                })?;
+                reader.finish(own)
+            }
         });
         if written.is_ok() {
             return Ok(());

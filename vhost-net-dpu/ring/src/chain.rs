@@ -245,25 +245,76 @@ pub fn copy(
     dst_offset: u64,
     len: usize,
 ) -> Result<(), ChainError> {
-    let wanted = len as u64;
-    let mut from = Cursor::new(src.readable(), src.readable_len, "readable", src_offset, wanted)?;
-    let mut to = Cursor::new(dst.writable(), dst.writable_len, "writable", dst_offset, wanted)?;
-    let mut left = len;
-    while left > 0 {
-        let piece = left.min(from.piece_len()).min(to.piece_len());
-        let (src_addr, _) = from.next(piece);
-        let (dst_addr, _) = to.next(piece);
-        let source = src_mem.bytes(src_addr, piece, src.near)?;
-        source.copy_to_guest(dst_mem.bytes(dst_addr, piece, dst.near)?);
-        left -= piece;
+    let mut reader = Reader::new(src_mem, src, src_offset, len)?;
+    reader.copy_to(dst_mem, dst, dst_offset, len)?;
+    reader.finish(dst_mem)
+}
+
+/// Readable bytes of a chain, to be copied to several others one after the other.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    mem: &'a GuestMemory,
+    near: u16,
+    from: Cursor<'a>,
+    /// Bytes that are left.
+    left: u64,
+}
+
+impl<'a> Reader<'a> {
+    /// `len` readable bytes of `chain` from `offset`.
+    ///
+    /// # Errors
+    /// [`ChainError::TooShort`].
+    pub fn new(mem: &'a GuestMemory, chain: &'a Chain, offset: u64, len: usize) -> Result<Self, ChainError> {
+        Ok(Self {
+            mem,
+            near: chain.near,
+            from: Cursor::new(chain.readable(), chain.readable_len, "readable", offset, len as u64)?,
+            left: len as u64,
+        })
     }
-    if src_mem.poisoned() || dst_mem.poisoned() {
-        return Err(MemoryError::Vanished.into());
+
+    /// Copy the next `len` bytes to the writable part of `dst` from `offset`, guest to guest, in one copy.
+    ///
+    /// # Errors
+    /// One of both has fewer bytes.
+    pub fn copy_to(&mut self, mem: &GuestMemory, dst: &Chain, offset: u64, len: usize) -> Result<(), ChainError> {
+        let wanted = len as u64;
+        let Some(left_after) = self.left.checked_sub(wanted) else {
+            return Err(ChainError::TooShort {
+                direction: "readable",
+                chain_len: self.left,
+                wanted,
+            });
+        };
+        let mut to = Cursor::new(dst.writable(), dst.writable_len, "writable", offset, wanted)?;
+        let mut left = len;
+        while left > 0 {
+            let piece = left.min(self.from.piece_len()).min(to.piece_len());
+            let (src_addr, _) = self.from.next(piece);
+            let (dst_addr, _) = to.next(piece);
+            let source = self.mem.bytes(src_addr, piece, self.near)?;
+            source.copy_to_guest(mem.bytes(dst_addr, piece, dst.near)?);
+            left -= piece;
+        }
+        self.left = left_after;
+        Ok(())
     }
-    Ok(())
+
+    /// Was no memory taken away, neither what was read nor `mem`, what was written?
+    ///
+    /// # Errors
+    /// It was.
+    pub fn finish(self, mem: &GuestMemory) -> Result<(), ChainError> {
+        if self.mem.poisoned() || mem.poisoned() {
+            return Err(MemoryError::Vanished.into());
+        }
+        Ok(())
+    }
 }
 
 /// A place in a list of segments from which a known number of bytes is there.
+#[derive(Debug)]
 struct Cursor<'a> {
     segments: &'a [Segment],
     /// Bytes of the first segment that are behind us.
@@ -303,6 +354,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Bytes left in the present segment; not 0 before the end.
+    #[inline]
     fn piece_len(&self) -> usize {
         self.segments
             .first()

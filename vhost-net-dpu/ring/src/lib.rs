@@ -33,7 +33,7 @@ mod split;
 mod view;
 mod walk;
 
-pub use chain::{Chain, ChainError, Segment, copy};
+pub use chain::{Chain, ChainError, Reader, Segment, copy};
 pub use descriptor::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
 pub use file::FileFault;
 pub use inflight_log::{InflightError, InflightLog, InflightRegion};
