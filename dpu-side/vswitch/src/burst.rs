@@ -17,6 +17,7 @@ use vhost_net_dpu::{
 
 use crate::{
     Switch,
+    capture::{self, Capture},
     firewall::{self, Denial},
     flow::FlowHash,
     layers::{self, Destination, Ingress, Output},
@@ -145,6 +146,10 @@ impl Switch {
             };
             let fates = self.fates.0.get_mut(..decided.slots).unwrap_or_default();
             decided.cost += self.firewall.resolve(burst, fates);
+        }
+        if let Some(capture) = &mut self.capture {
+            let fates = self.fates.0.get(..decided.slots).unwrap_or_default();
+            note(capture, index, self.policy.members(rules), &running.queue, fates);
         }
         self.deliver((index, place), decided.slots);
         if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
@@ -283,6 +288,26 @@ fn decide((policy, rules, port): (&PolicySet, &Rules, usize), tx: &TxQueue, fate
         }
     }
     decided
+}
+
+/// Notes the frames of a burst from a port that concern the capture's port.
+#[cold]
+fn note(capture: &mut Capture, index: usize, members: &[usize], tx: &TxQueue, fates: &[Fate]) {
+    let unix_ns = capture::unix_ns();
+    let from = capture.is_of(index);
+    for ((slot, fate), record) in fates.iter().enumerate().zip(tx.records()) {
+        let (dropped, for_it) = match *fate {
+            Fate::Drop(reason) => (Some(reason), false),
+            Fate::Refused { reason, at, .. } => (Some(reason), capture.is_of(at)),
+            Fate::Output(Output::Port(port)) | Fate::Ask(Output::Port(port)) => (None, capture.is_of(port)),
+            Fate::Output(Output::Flood) | Fate::Ask(Output::Flood) => {
+                (None, members.iter().any(|member| capture.is_of(*member)))
+            }
+        };
+        if from || for_it {
+            capture.note(record, tx.head_of(slot), from, dropped, unix_ns);
+        }
+    }
 }
 
 /// Does the firewall have anything to say about a frame that goes there?

@@ -39,6 +39,8 @@
 #![forbid(unsafe_code)]
 
 mod burst;
+mod capture;
+mod connections;
 mod counters;
 mod firewall;
 mod flow;
@@ -52,6 +54,8 @@ mod switch;
 mod trace;
 
 pub use burst::BURST_FRAMES;
+pub use capture::{CAPTURED_MAX, CaptureFilter, Captured, CapturedFrames};
+pub use connections::{ConnectionFilter, Connections, ListedConnection};
 pub use counters::{PortCounters, QueueCounters};
 pub use firewall::CONNECTIONS_DEFAULT;
 pub use policy::{PortPolicy, link_local};

@@ -85,6 +85,14 @@ impl Zones {
         }
     }
 
+    /// The networks' names by their numbers.
+    pub fn names(&self) -> HashMap<u32, String> {
+        self.by_name
+            .iter()
+            .map(|(name, number)| (*number, name.clone()))
+            .collect()
+    }
+
     fn of(&self, name: &str) -> u32 {
         self.by_name.get(name).copied().unwrap_or(0)
     }

@@ -11,6 +11,7 @@ use vhost_net_dpu::{MTU_MIN, deliver::Scratch, error::MtuError};
 
 use crate::{
     burst::Fates,
+    capture::{Capture, CaptureFilter, CapturedFrames},
     counters::{PortCounters, QueueCounters},
     firewall::Firewall,
     flow::FlowHash,
@@ -60,6 +61,8 @@ pub struct Switch {
     pub(crate) touched: Vec<usize>,
     /// Whose burst comes first in the next breath.
     turn: usize,
+    /// Boxed: it is rare.
+    pub(crate) capture: Option<Box<Capture>>,
     /// Connections are followed: a port is filtered.
     follows: bool,
     /// Queues may have something to show or to tell that no burst brought about.
@@ -141,6 +144,7 @@ impl Switch {
         self.turn = 0;
         self.sweep = true;
         self.touched.clear();
+        self.aim_capture();
         self.touched.reserve(self.ports.len());
     }
 
@@ -222,6 +226,30 @@ impl Switch {
             _ => return Err(not_granted(name)),
         }
         Ok(())
+    }
+
+    /// Notes frames of a port from now on, or none any more, for [`Switch::take_captured`]. There is one capture at a time.
+    pub fn set_capture(&mut self, filter: Option<CaptureFilter>) {
+        self.capture = filter.map(|filter| Box::new(Capture::new(filter)));
+        self.aim_capture();
+    }
+
+    /// What was captured since the last time; none if there is no capture.
+    pub fn take_captured(&mut self) -> Option<CapturedFrames> {
+        Some(self.capture.as_mut()?.take())
+    }
+
+    fn aim_capture(&mut self) {
+        if let Some(capture) = &mut self.capture {
+            capture.set_port(self.index.get(capture.name()).copied());
+        }
+    }
+
+    /// The names of ports and networks, by the numbers that connections know them by.
+    pub(crate) fn numbers(&self) -> (HashMap<u32, String>, HashMap<u32, String>) {
+        let ports = self.ports.iter().zip(self.policy.all());
+        let ports = ports.map(|(port, rules)| (rules.filter.end.port, port.name.clone()));
+        (ports.collect(), self.zones.names())
     }
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.

@@ -199,6 +199,10 @@ impl Firewall {
         self.table.as_deref()
     }
 
+    pub(crate) fn shared_table(&self) -> Option<Arc<Table>> {
+        self.table.clone()
+    }
+
     /// Keeps connections in this table from now on, which holds so many; those that were are unknown then.
     pub(crate) fn set_table(&mut self, table: Arc<Table>, capacity: u32) {
         self.table = Some(table);

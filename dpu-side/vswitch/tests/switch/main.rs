@@ -10,6 +10,7 @@ mod lifecycle;
 mod mtu;
 mod multiqueue;
 mod negotiated;
+mod observe;
 mod offload;
 mod random;
 mod reasons;
