@@ -162,7 +162,7 @@ fn a_capture_has_what_a_port_sends_and_gets_and_why_it_is_dropped() {
     }
     let captured = guests.rig.switch.take_captured().expect("it runs");
     assert_eq!(captured.frames.len(), CAPTURED_MAX);
-    assert_eq!(captured.lost as usize, count.div_ceil(60) * 60 - CAPTURED_MAX);
+    assert_eq!(captured.lost, (count.div_ceil(60) * 60 - CAPTURED_MAX) as u64);
     guests.rig.switch.set_capture(None);
     assert_eq!(guests.rig.switch.take_captured(), None);
 }
