@@ -16,6 +16,14 @@ pub enum PolicyError {
         /// Their name.
         name: Name,
     },
+    /// Two records of a group's members in one network.
+    #[error("the members of group '{group}' in network '{network}' are told twice: put the addresses into one record")]
+    MembersTwice {
+        /// The group.
+        group: Name,
+        /// The network.
+        network: Name,
+    },
     /// A name that is empty or too long.
     #[error(
         "a {kind}'s name '{name}' is empty or longer than {} bytes: shorten it",

@@ -172,5 +172,8 @@ pub(crate) enum PeerAddress {
 }
 
 #[cfg(test)]
+#[path = "bound_tests.rs"]
+mod bound_tests;
+#[cfg(test)]
 #[path = "policy_tests.rs"]
 mod tests;

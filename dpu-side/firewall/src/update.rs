@@ -75,9 +75,9 @@ impl Policy {
         let mut members = HashSet::new();
         for record in &spec.members {
             if !members.insert((&record.network, &record.group)) {
-                return Err(PolicyError::Twice {
-                    kind: "record of members",
-                    name: record.group.clone(),
+                return Err(PolicyError::MembersTwice {
+                    group: record.group.clone(),
+                    network: record.network.clone(),
                 });
             }
         }
@@ -673,3 +673,7 @@ fn naming(group: &Group, set: &Name) -> String {
     let rule = group.rules.iter().find(names_it);
     rule.map_or_else(|| group.name.to_string(), |rule| rule_name(group, rule))
 }
+
+#[cfg(test)]
+#[path = "update_tests.rs"]
+mod tests;
