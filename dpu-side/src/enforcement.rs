@@ -18,13 +18,12 @@ use outboard_protocol::{
     binding::{Binding, Now, not_granted},
     card::FromCard,
     card_side::{CardCore, Effect, Input},
-    desired::{Port, Volume},
+    desired::Volume,
     id::{Generation, ObjectKind, ObjectRef},
     inquiry::{BindingState, ObjectReport},
     link::Reply,
     refusal::{Code, Refusal},
 };
-use outboard_vswitch::PortPolicy;
 
 use crate::{
     broker_channel::Outbox,
@@ -37,6 +36,7 @@ use crate::{
     locked::{self, Found, Locked},
     message::Message,
     opener::{Done, Opener, Outcome},
+    policy::port_policy,
     sessions::Sessions,
     volumes::{Opened, Unavailable},
 };
@@ -332,7 +332,7 @@ impl Enforcement {
     }
 
     fn configure(&mut self) -> Result<(), WorkerGone> {
-        let policies = self.core.desired().ports.iter().map(policy).collect();
+        let policies = self.core.desired().ports.iter().map(port_policy).collect();
         let volumes: Vec<_> = self.core.desired().volumes.iter().map(|v| v.name.clone()).collect();
         let core = &self.core;
         self.history
@@ -606,15 +606,6 @@ impl Enforcement {
                 }
             }
         }
-    }
-}
-
-fn policy(port: &Port) -> PortPolicy {
-    PortPolicy {
-        name: port.name.to_string(),
-        network: port.network.to_string(),
-        mac: port.mac.0,
-        addresses: port.addresses.clone(),
     }
 }
 

@@ -34,6 +34,7 @@ pub mod log_writer;
 pub mod message;
 pub mod opener;
 mod pace;
+pub mod policy;
 pub mod program;
 pub mod sessions;
 pub mod state_file;
