@@ -11,7 +11,6 @@ use outboard_protocol::{
     card::{CARD_VERSIONS, FromBroker, FromCard, Isolation},
     card_side::Input,
     codec::negotiate,
-    desired::GROUPS_CARD_VERSION,
     id::{BootEpoch, BrokerEpoch, Revision},
     inquiry::INQUIRY_VERSION,
     refusal::Refusal,
@@ -32,8 +31,6 @@ use crate::{
     tls::{self, Rejection},
 };
 
-/// Versions of the card protocol that this DPU speaks. It enforces no security groups, which later ones bring.
-const VERSIONS: (u16, u16) = (CARD_VERSIONS.0, GROUPS_CARD_VERSION - 1);
 /// First and longest wait between attempts.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -186,8 +183,8 @@ impl Channel {
         let (mut sender, mut receiver) = broker_stream::connect(&broker, config).await?;
         let (broker_epoch, revision) = self.outbox.version();
         let hello = FromCard::Hello {
-            version_min: VERSIONS.0,
-            version_max: VERSIONS.1,
+            version_min: CARD_VERSIONS.0,
+            version_max: CARD_VERSIONS.1,
             serial: self.serial.clone(),
             dpu_epoch: self.dpu_epoch,
             broker_epoch,
@@ -201,7 +198,7 @@ impl Channel {
             .map_err(|_| StreamError::Timeout)??
         {
             FromBroker::Welcome { version, .. } => {
-                negotiate((version, version), VERSIONS).map_err(End::Refused)?;
+                negotiate((version, version), CARD_VERSIONS).map_err(End::Refused)?;
                 tracing::info!("connected to broker {broker}");
                 Ok((sender, receiver, version))
             }

@@ -4,10 +4,11 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::mpsc::SyncSender,
+    sync::{Arc, mpsc::SyncSender},
 };
 
 use outboard_engine::{Io, Workload};
+use outboard_firewall::Policy;
 use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
 use outboard_ring::{CallFd, RingLog};
 use outboard_storage::ResizeError;
@@ -71,9 +72,10 @@ impl Datapath {
         }
     }
 
-    /// Puts the policy of all ports in force, in one step.
-    pub fn set_ports(&mut self, policies: Vec<PortPolicy>) {
-        self.switch.set_ports(policies);
+    /// Puts the policy of all ports and what their groups allow in force, in one step. The firewall's former policy comes
+    /// back: dropping it may take longer than a worker has.
+    pub fn set_policy(&mut self, policies: Vec<PortPolicy>, firewall: Arc<Policy>) -> Arc<Policy> {
+        self.switch.set_policy(policies, firewall)
     }
 
     /// Forgets what other volumes than these counted: they are gone.

@@ -36,7 +36,7 @@ use crate::{
     locked::{self, Found, Locked},
     message::Message,
     opener::{Done, Opener, Outcome},
-    policy::port_policy,
+    policy::{Filters, port_policy},
     sessions::Sessions,
     volumes::{Opened, Unavailable},
 };
@@ -87,6 +87,8 @@ pub struct Enforcement {
     /// Volumes that are tried again as soon as their file may be free.
     locked: Locked,
     history: History,
+    /// What the ports' groups allow.
+    filters: Filters,
 }
 
 /// Why the effects of an input were not all performed.
@@ -120,6 +122,7 @@ impl Enforcement {
             retried: VecDeque::new(),
             locked: Locked::default(),
             history: History::default(),
+            filters: Filters::default(),
         };
         match this.perform(effects, &mut Origin::default()) {
             Ok(()) => {}
@@ -333,14 +336,18 @@ impl Enforcement {
 
     fn configure(&mut self) -> Result<(), WorkerGone> {
         let policies = self.core.desired().ports.iter().map(port_policy).collect();
+        let firewall = self.filters.follow(self.core.desired());
         let volumes: Vec<_> = self.core.desired().volumes.iter().map(|v| v.name.clone()).collect();
         let core = &self.core;
         self.history
             .keep(|object| core.desired().describes(object) || core.binding(object).is_some());
-        self.parts.worker.call(move |datapath, _| {
-            datapath.set_ports(policies);
+        let former = self.parts.worker.call(move |datapath, _| {
             datapath.set_volumes(&volumes);
-        })
+            datapath.set_policy(policies, firewall)
+        })?;
+        // Here, and not on the worker: a large policy takes its time to drop.
+        drop(former);
+        Ok(())
     }
 
     fn prepare(&mut self, object: ObjectRef, generation: Generation) -> Result<(), WorkerGone> {

@@ -1,20 +1,11 @@
 //! What the broker desires of ports, as the switch and its firewall want it.
 //!
 //! The firewall is compiled here, on the thread that decides; a worker only takes over what is finished.
-//!
-//! # Members of groups on other cards
-//!
-//! A rule may be about a group's members wherever they are. The broker says which addresses those have on which network
-//! ([`Members`]); the firewall knows members as ports that have the group. So each such record becomes ports that exist
-//! in the firewall alone, under names that no port can have.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use outboard_firewall as firewall;
-use outboard_firewall::{Policy, PolicyError, Spec, limits::ADDRESSES_PER_PORT_MAX};
+use outboard_firewall::{Policy, PolicyError, Spec};
 use outboard_protocol::{
     desired::{self, DesiredState, Members, Port},
     id::Name,
@@ -61,30 +52,11 @@ impl Filters {
             let kept = kept.unwrap_or_else(|| (set.clone(), Arc::new(converted_set(set))));
             self.sets.insert(set.name.clone(), kept);
         }
-        let mut groups: Vec<_> = self.groups.values().map(|(_, group)| group.clone()).collect();
-        let peers = state.groups.iter().flat_map(desired::Group::peers);
-        let peers = peers.filter_map(|peer| match peer {
-            desired::Peer::Group { name } => Some(name),
-            _ => None,
-        });
-        let named: BTreeSet<&Name> = peers.chain(state.members.iter().map(|m| &m.group)).collect();
-        // Of a group that no port here has only the members count, not the rules.
-        let elsewhere = named.into_iter().filter(|name| !self.groups.contains_key(*name));
-        groups.extend(elsewhere.map(|name| {
-            Arc::new(firewall::Group {
-                name: text(name),
-                egress: firewall::EgressDefault::Deny,
-                rules: Vec::new(),
-            })
-        }));
-        let own = state.ports.iter().map(converted_port);
         Spec {
-            groups,
+            groups: self.groups.values().map(|(_, group)| group.clone()).collect(),
             address_sets: self.sets.values().map(|(_, set)| set.clone()).collect(),
-            ports: own
-                .chain(state.members.iter().flat_map(members))
-                .map(Arc::new)
-                .collect(),
+            ports: state.ports.iter().map(|port| Arc::new(converted_port(port))).collect(),
+            members: state.members.iter().map(|m| Arc::new(converted_members(m))).collect(),
         }
     }
 }
@@ -127,17 +99,12 @@ fn converted_port(port: &Port) -> firewall::Port {
     }
 }
 
-/// The ports that stand for the members of a group on a network.
-fn members(members: &Members) -> impl Iterator<Item = firewall::Port> {
-    let Members { group, network, .. } = members;
-    let parts = members.addresses.chunks(ADDRESSES_PER_PORT_MAX).enumerate();
-    parts.map(move |(number, addresses)| firewall::Port {
-        // No name has a slash.
-        name: format!("{group}/{network}/{number}").into(),
-        network: text(network),
-        addresses: addresses.to_vec(),
-        groups: Some(vec![text(group)]),
-    })
+fn converted_members(members: &Members) -> firewall::GroupMembers {
+    firewall::GroupMembers {
+        group: text(&members.group),
+        network: text(&members.network),
+        addresses: members.addresses.clone(),
+    }
 }
 
 fn converted(group: &desired::Group) -> firewall::Group {

@@ -2,9 +2,7 @@ use std::net::IpAddr;
 
 use outboard_firewall::{Action, Direction, Flow};
 use outboard_protocol::{
-    desired::{
-        AddressSet, Cidr, Egress, Ethertype, Group, MEMBER_ADDRESSES_MAX, Matched, Peer, PortRange, Rule, RuleAction,
-    },
+    desired::{AddressSet, Cidr, Egress, Ethertype, Group, Matched, Peer, PortRange, Rule, RuleAction},
     id::MacAddr,
 };
 
@@ -148,7 +146,6 @@ fn members_on_other_cards_count_on_their_network_and_no_other() {
     let mut filters = Filters::default();
     let nobody = filters.follow(&state);
     assert_eq!(judged(&nobody, 1, member, 5432), Action::Deny, "nobody has the group");
-    // More than one port of the firewall holds, and the last of them counts too.
     let hosts = (0..200_u8).map(|n| IpAddr::from([10, 0, 1, n]));
     state.members = vec![Members {
         group: name("web"),
@@ -175,25 +172,6 @@ fn members_on_other_cards_count_on_their_network_and_no_other() {
 }
 
 #[test]
-fn a_port_may_be_called_like_any_group() {
-    let mut state = DesiredState {
-        ports: vec![port(1, "blue", Some(&["web"]))],
-        groups: vec![group("web", vec![rule(tcp(80), Peer::Group { name: name("web") })])],
-        members: vec![Members {
-            group: name("web"),
-            network: name("blue"),
-            addresses: vec![[10, 0, 0, 1].into(), [10, 0, 0, 9].into()],
-        }],
-        ..DesiredState::default()
-    };
-    state.ports[0].name = name("web");
-    let policy = Filters::default().follow(&state);
-    let flow = Flow::v4(0x0a00_0009, 0x0a00_0001, 6, 80);
-    let id = policy.port("web").expect("it is known");
-    assert_eq!(policy.judge(id, Direction::Ingress, &flow).action, Action::Allow);
-}
-
-#[test]
 fn a_policy_that_cannot_be_compiled_silences_ports_with_groups_and_leaves_the_others() {
     let good = DesiredState {
         ports: vec![port(1, "blue", Some(&["web"])), port(2, "blue", None)],
@@ -203,16 +181,10 @@ fn a_policy_that_cannot_be_compiled_silences_ports_with_groups_and_leaves_the_ot
     let mut filters = Filters::default();
     let policy = filters.follow(&good);
     assert_eq!(judged(&policy, 1, [10, 0, 0, 9], 80), Action::Allow);
-    // More members than the firewall has ports for.
+    // More groups than the firewall takes.
     let mut bad = good.clone();
-    let most = outboard_firewall::limits::PORTS_MAX * ADDRESSES_PER_PORT_MAX / MEMBER_ADDRESSES_MAX + 1;
-    bad.members = (0..most)
-        .map(|n| Members {
-            group: name(&format!("g{n}")),
-            network: name("blue"),
-            addresses: vec![[10, 0, 0, 9].into(); MEMBER_ADDRESSES_MAX],
-        })
-        .collect();
+    let more = (0..outboard_firewall::limits::GROUPS_MAX).map(|n| group(&format!("g{n}"), vec![]));
+    bad.groups.extend(more);
     let policy = filters.follow(&bad);
     assert_eq!(
         policy.port("vm1"),

@@ -5,6 +5,7 @@ mod broker;
 mod channel;
 mod enrolment;
 mod fixture;
+mod groups;
 mod guest;
 mod host;
 mod inquiry;
