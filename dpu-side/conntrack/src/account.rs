@@ -52,6 +52,9 @@ pub struct PortCounters {
 
 /// How many entries of a port's queue one new connection looks at, at most.
 const STEPS_MAX: u32 = 32;
+/// How far ahead of eviction what it needs is brought near: what an entry leads to, and before that the entry.
+const NEAR: usize = 4;
+const FAR: usize = 8;
 
 #[repr(align(64))]
 pub(crate) struct Account {
@@ -82,6 +85,10 @@ impl Queue {
         self.tail = (self.tail + 1) % self.ring.len();
         self.len -= 1;
         Some(bits)
+    }
+
+    fn peek(&self, ahead: usize) -> Option<u64> {
+        (ahead < self.len).then(|| self.ring[(self.tail + ahead) % self.ring.len()])
     }
 
     fn push(&mut self, bits: u64) -> bool {
@@ -157,16 +164,19 @@ impl Account {
         None
     }
 
-    /// The port's oldest half-open connection, if the oldest few that queue have one: it is to be evicted.
-    pub fn oldest(&self, is_half_open: impl Fn(u64) -> bool) -> Option<u64> {
+    /// The port's oldest half-open connection, if the oldest few that queue have one: it is to be evicted. And two that
+    /// will be soon: one [`NEAR`] further on, one [`FAR`].
+    pub fn oldest(&self, is_half_open: impl Fn(u64) -> bool) -> (Option<u64>, [Option<u64>; 2]) {
         let mut queue = self.queue();
+        let mut oldest = None;
         for _ in 0..STEPS_MAX {
-            let bits = queue.pop()?;
+            let Some(bits) = queue.pop() else { break };
             if is_half_open(bits) {
-                return Some(bits);
+                oldest = Some(bits);
+                break;
             }
         }
-        None
+        (oldest, [queue.peek(NEAR), queue.peek(FAR)])
     }
 
     pub fn counters(&self) -> PortCounters {

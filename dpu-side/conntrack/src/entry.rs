@@ -209,6 +209,17 @@ impl Entry {
     }
 
     #[inline]
+    pub fn protocol(&self) -> [u64; 5] {
+        load(&self.protocol)
+    }
+
+    /// The first of the protocol's words.
+    #[inline]
+    pub fn protocol_word(&self) -> u64 {
+        self.protocol[0].load(Ordering::Relaxed)
+    }
+
+    #[inline]
     pub fn set_protocol(&self, words: [u64; 5]) {
         store(&self.protocol, words);
     }

@@ -46,6 +46,10 @@ impl Shard {
         })
     }
 
+    pub fn next_free(&self) -> Option<u32> {
+        (self.free != NONE).then_some(self.free)
+    }
+
     pub fn give_back(&mut self, cold: &[Cold], entry: u32) {
         set(&cold[entry as usize].next, self.free);
         self.free = entry;

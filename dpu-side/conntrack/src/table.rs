@@ -322,53 +322,102 @@ impl Table {
     #[inline]
     pub fn observe(&self, at: EntryRef, direction: Direction, packet: &Packet<'_>, now_ns: u64) -> Verdict {
         let now = tick(now_ns);
+        match packet {
+            Packet::Tcp(segment) if self.is_nothing_new(at, direction, segment, now) => Verdict::Ok,
+            Packet::Tcp(segment) => self.observe_tcp(at, direction, segment, now),
+            Packet::Other => self.observe_other(at, direction, now),
+        }
+    }
+
+    /// Is it a segment of an established connection that changes nothing, neither windows nor deadline?
+    #[inline]
+    fn is_nothing_new(&self, at: EntryRef, direction: Direction, segment: &Segment<'_>, now: u32) -> bool {
+        let entry = &self.entries[at.index as usize];
+        let Some((seen, (life, protocol))) = entry.read(|e| (e.life(), e.protocol())) else {
+            return false;
+        };
+        generation(seen) == at.generation
+            && life.state == State::Established
+            && life.assured
+            && Tracked::from_words(protocol, [0; 2])
+                .nothing_new(direction, segment, &self.timeouts)
+                .is_some_and(|timeout| timeout.deadline(now, life.deadline) == life.deadline)
+    }
+
+    fn observe_tcp(&self, at: EntryRef, direction: Direction, segment: &Segment<'_>, now: u32) -> Verdict {
         let entry = &self.entries[at.index as usize];
         loop {
-            let Some((seen, image)) = entry.image_of(at) else {
+            let Some((seen, (life, protocol))) = entry.read(|e| (e.life(), e.protocol())) else {
                 return Verdict::Gone;
             };
-            let judged = self.judge(at, image, direction, packet, now);
-            if judged.ends {
-                let was = image.life;
-                return match self.remove(at, |life| life == was) {
-                    true => {
-                        self.totals.ended.fetch_add(1, Ordering::Relaxed);
-                        judged.verdict
-                    }
-                    false => continue,
-                };
+            if generation(seen) != at.generation {
+                return Verdict::Gone;
             }
-            let (image_after, cold) = (judged.image, judged.cold);
-            if image_after == image && cold.is_none() {
+            if !is_tcp(life.state) {
+                return Verdict::Invalid(Reason::Header);
+            }
+            let judged = self.judge_tcp(at, life, protocol, direction, segment, now);
+            if judged.ends {
+                if self.remove(at, |current| current == life) {
+                    self.totals.ended.fetch_add(1, Ordering::Relaxed);
+                    return judged.verdict;
+                }
+                continue;
+            }
+            if (judged.life, judged.protocol) == (life, protocol) && judged.last.is_none() {
                 return judged.verdict;
             }
             let is_written = entry.write(seen, |e| {
-                e.set_life(image_after.life);
-                e.set_protocol(image_after.protocol);
-                if let Some(last) = cold {
+                e.set_life(judged.life);
+                e.set_protocol(judged.protocol);
+                if let Some(last) = judged.last {
                     self.set_last(at.index, last);
                 }
             });
             if is_written {
-                self.after(at, image.life, image_after.life, now);
+                self.after(at, life, judged.life, now);
                 return judged.verdict;
+            }
+        }
+    }
+
+    #[inline]
+    fn observe_other(&self, at: EntryRef, direction: Direction, now: u32) -> Verdict {
+        let entry = &self.entries[at.index as usize];
+        loop {
+            let seen = entry.read(|e| (e.life(), e.protocol_number(), e.protocol_word()));
+            let Some((control, (life, protocol, began))) = seen else {
+                return Verdict::Gone;
+            };
+            if generation(control) != at.generation {
+                return Verdict::Gone;
+            }
+            if is_tcp(life.state) {
+                return Verdict::Invalid(Reason::Header);
+            }
+            let after = self.judge_other(life, protocol, tick_of(began), direction, now);
+            if after == life {
+                return Verdict::Ok;
+            }
+            if entry.write(control, |e| e.set_life(after)) {
+                self.after(at, life, after, now);
+                return Verdict::Ok;
             }
         }
     }
 
     /// What [`Table::observe`] would say, without taking the packet in.
     pub fn preview(&self, at: EntryRef, direction: Direction, packet: &Packet<'_>, now_ns: u64) -> Verdict {
-        let seen = self.entries[at.index as usize].image_of(at);
-        seen.map_or(Verdict::Gone, |(_, image)| {
-            self.judge(at, image, direction, packet, tick(now_ns)).verdict
-        })
-    }
-
-    #[inline]
-    fn judge(&self, at: EntryRef, image: Image, direction: Direction, packet: &Packet<'_>, now: u32) -> Judged {
+        let Some((_, Image { life, protocol, .. })) = self.entries[at.index as usize].image_of(at) else {
+            return Verdict::Gone;
+        };
         match packet {
-            Packet::Tcp(segment) => self.judge_tcp(at, image, direction, segment, now),
-            Packet::Other => self.judge_other(at, image, direction, now),
+            Packet::Tcp(segment) if is_tcp(life.state) => {
+                self.judge_tcp(at, life, protocol, direction, segment, tick(now_ns))
+                    .verdict
+            }
+            Packet::Other if !is_tcp(life.state) => Verdict::Ok,
+            Packet::Tcp(_) | Packet::Other => Verdict::Invalid(Reason::Header),
         }
     }
 
@@ -376,60 +425,49 @@ impl Table {
     fn judge_tcp(
         &self,
         at: EntryRef,
-        mut image: Image,
+        mut life: Life,
+        protocol: [u64; 5],
         direction: Direction,
         segment: &Segment<'_>,
         now: u32,
     ) -> Judged {
-        if !is_tcp(image.life.state) {
-            return Judged::as_was(image, Verdict::Invalid(Reason::Header));
-        }
         // An established connection's data and acknowledgements need nothing of the third line.
-        let is_plain = image.life.assured && !segment.has(tcp::SYN | tcp::RST);
+        let is_plain = life.assured && !segment.has(tcp::SYN | tcp::RST);
         let last = if is_plain { [0; 2] } else { self.last(at.index) };
-        let mut tracked = Tracked::from_words(image.protocol, last);
-        let mut life = image.life;
+        let mut tracked = Tracked::from_words(protocol, last);
         let (outcome, timeout) = tracked.step(&mut life, direction, segment, self.tcp, &self.timeouts);
-        let (words, last_after) = tracked.to_words();
+        let (protocol, last_after) = tracked.to_words();
         if let Some(timeout) = timeout {
             life.deadline = timeout.deadline(now, life.deadline);
         }
-        image.life = life;
-        image.protocol = words;
         let (verdict, ends) = match outcome {
             Outcome::Ok => (Verdict::Ok, false),
             Outcome::Invalid(reason) => (Verdict::Invalid(reason), false),
             Outcome::Reopens => (Verdict::Reopens, true),
             Outcome::Refused => (Verdict::Ok, true),
         };
-        let cold = (!is_plain && last_after != last).then_some(last_after);
+        let last = (!is_plain && last_after != last).then_some(last_after);
         Judged {
-            image,
-            cold,
+            life,
+            protocol,
+            last,
             verdict,
             ends,
         }
     }
 
     #[inline]
-    fn judge_other(&self, at: EntryRef, mut image: Image, direction: Direction, now: u32) -> Judged {
-        let mut life = image.life;
-        if is_tcp(life.state) {
-            return Judged::as_was(image, Verdict::Invalid(Reason::Header));
-        }
-        let protocol = self.entries[at.index as usize].protocol_number();
+    fn judge_other(&self, mut life: Life, protocol: u8, began: u32, direction: Direction, now: u32) -> Life {
         if direction == Direction::Reply && !life.replied {
             life.replied = true;
             life.assured = true;
             life.state = State::Replied;
         }
-        let began = tick_of(image.protocol[0]);
         if life.state == State::Replied && protocol == UDP && now.saturating_sub(began) > STREAM_AFTER {
             life.state = State::Stream;
         }
         life.deadline = self.timeout_of(protocol, life.state).deadline(now, life.deadline);
-        image.life = life;
-        Judged::as_was(image, Verdict::Ok)
+        life
     }
 
     fn timeout_of(&self, protocol: u8, state: State) -> Ticks {
@@ -582,6 +620,9 @@ impl Table {
             self.totals.full.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::TableFull);
         };
+        if let Some(next) = shard.next_free() {
+            self.touch(next);
+        }
         if self.index.insert(key.hash, index, |e| self.hash_of(e)).is_err() {
             let gave_way = self
                 .index
@@ -611,14 +652,41 @@ impl Table {
 
     /// Have the oldest half-open connection of a port give way.
     fn make_room(&self, account: &Account) -> Result<(), Refused> {
-        if let Some(oldest) = account.oldest(|bits| self.is_half_open(bits)) {
+        let (oldest, ahead) = account.oldest(|bits| self.is_half_open(bits));
+        if let Some(oldest) = oldest {
             self.evict(account, oldest);
         }
+        self.touch_ahead(ahead);
         if account.has_room() {
             return Ok(());
         }
         account.refused.fetch_add(1, Ordering::Relaxed);
         Err(Refused::PortFull)
+    }
+
+    /// Bring an entry near.
+    fn touch(&self, index: u32) {
+        let (entry, cold) = (&self.entries[index as usize], &self.cold[index as usize]);
+        std::hint::black_box(entry.touch() ^ u64::from(cold.next.load(Ordering::Relaxed)));
+    }
+
+    /// Bring near what evicting those will need that are next in line: under a flood one follows the other, and each
+    /// would wait for half a dozen cache misses in turn.
+    fn touch_ahead(&self, [near, far]: [Option<u64>; 2]) {
+        if let Some(bits) = far {
+            self.touch(EntryRef::from_bits(bits).index);
+        }
+        if let Some(bits) = near {
+            let index = EntryRef::from_bits(bits).index;
+            let cold = &self.cold[index as usize];
+            let mut sum = self.index.touch(self.hash_of(index));
+            for neighbour in [&cold.next, &cold.previous] {
+                if let Some(neighbour) = self.cold.get(neighbour.load(Ordering::Relaxed) as usize) {
+                    sum ^= u64::from(neighbour.list.load(Ordering::Relaxed));
+                }
+            }
+            std::hint::black_box(sum);
+        }
     }
 
     fn is_half_open(&self, bits: u64) -> bool {
@@ -756,24 +824,15 @@ impl Table {
     }
 }
 
-/// What a packet would make of a connection.
+/// What a segment would make of a connection.
 struct Judged {
-    image: Image,
-    cold: Option<[u32; 2]>,
+    life: Life,
+    protocol: [u64; 5],
+    /// What to write of [`Cold::last`].
+    last: Option<[u32; 2]>,
     verdict: Verdict,
     /// The connection is over with it.
     ends: bool,
-}
-
-impl Judged {
-    const fn as_was(image: Image, verdict: Verdict) -> Self {
-        Self {
-            image,
-            cold: None,
-            verdict,
-            ends: false,
-        }
-    }
 }
 
 const fn is_tcp(state: State) -> bool {

@@ -7,13 +7,16 @@ mod segment;
 mod transitions;
 pub(crate) mod window;
 
+#[cfg(test)]
+mod tests;
+
 pub use segment::{ACK, FIN, Malformed, PSH, RST, SYN, Segment, URG};
 pub use window::Outside;
 
 use outboard_controls::{Check, on};
 use segment::{Kind, Offer};
 use transitions::{Next, next};
-use window::{End, Place, introduce, is_before, join, place};
+use window::{End, Place, introduce, is_before, is_old_news, join, place};
 
 use crate::{
     state::{Life, State},
@@ -183,6 +186,20 @@ impl Tracked {
         }
         life.replied |= direction == Direction::Reply;
         (Outcome::Ok, Some(timeout))
+    }
+
+    /// If `segment` tells an established connection nothing that it doesn't know: the timeout that holds.
+    /// [`Tracked::step`] would accept it and change nothing either.
+    #[inline]
+    pub fn nothing_new(&self, direction: Direction, segment: &Segment<'_>, timeouts: &TimeoutTicks) -> Option<Ticks> {
+        let [original, reply] = &self.ends;
+        let (sender, receiver) = match direction {
+            Direction::Original => (original, reply),
+            Direction::Reply => (reply, original),
+        };
+        let is_plain = segment.kind() == Kind::Ack && self.last == Kind::Ack;
+        (is_plain && is_old_news(sender, receiver, segment))
+            .then(|| self.timeout(State::Established, Kind::Ack, segment, timeouts))
     }
 
     /// Which state the segment leads to, before its place in the window is looked at.

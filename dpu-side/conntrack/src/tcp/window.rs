@@ -166,6 +166,38 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
     Place::In
 }
 
+/// Does an acknowledging segment lie in the window, and say nothing that isn't known of both ends?
+#[inline]
+pub(super) fn is_old_news(sender: &End, receiver: &End, segment: &Segment<'_>) -> bool {
+    let (end, ack) = (segment.end(), segment.acknowledgement);
+    let sack = if receiver.selective_ack {
+        segment.highest_acknowledged()
+    } else {
+        ack
+    };
+    let window = u32::from(segment.window) << sender.scale;
+    let offered = sack.wrapping_add(window);
+    let oldest = sender.end.wrapping_sub(receiver.window_max).wrapping_sub(1);
+    let oldest_ack = receiver
+        .end
+        .wrapping_sub(sender.window_max.max(ACKNOWLEDGED_WINDOW_MIN))
+        .wrapping_sub(1);
+    // One branch for all: nearly always all hold.
+    (sender.window_max != 0)
+        & (receiver.window_max != 0)
+        & !is_after(segment.sequence, sender.end_max)
+        & !is_after(end, sender.end)
+        & !is_after(end, sender.end_max)
+        & is_after(end, oldest)
+        & !is_after(sack, receiver.end)
+        & is_after(sack, oldest_ack)
+        & (window.saturating_add(sack.wrapping_sub(ack)) <= sender.window_max)
+        & sender.has_acknowledged
+        & !is_after(ack, sender.acknowledged)
+        & (is_before(offered, receiver.end_max) | ((offered == receiver.end_max) & (window != 0)))
+        & !(receiver.unacknowledged & (ack == receiver.end))
+}
+
 /// What `end` says with its (first, or once more) SYN.
 pub(super) fn introduce(sender: &mut End, receiver: &mut End, direction: Direction, segment: &Segment<'_>) {
     let offer = segment.offer();
