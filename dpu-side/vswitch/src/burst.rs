@@ -17,7 +17,6 @@ use vhost_net_dpu::{
 
 use crate::{
     Switch,
-    capture::{self, Capture},
     firewall::{self, Denial},
     flow::FlowHash,
     layers::{self, Destination, Ingress, Output},
@@ -56,6 +55,13 @@ pub(crate) struct Fates([Fate; BURST_MAX]);
 impl Default for Fates {
     fn default() -> Self {
         Self([Fate::Drop(DropReason::UnknownDestination); BURST_MAX])
+    }
+}
+
+impl Fates {
+    /// What becomes of the frame in a slot.
+    pub(crate) fn get(&self, slot: usize) -> Option<Fate> {
+        self.0.get(slot).copied()
     }
 }
 
@@ -147,11 +153,11 @@ impl Switch {
             let fates = self.fates.0.get_mut(..decided.slots).unwrap_or_default();
             decided.cost += self.firewall.resolve(burst, fates);
         }
-        if let Some(capture) = &mut self.capture {
-            let fates = self.fates.0.get(..decided.slots).unwrap_or_default();
-            note(capture, index, self.policy.members(rules), &running.queue, fates);
+        if self.captures.any() {
+            self.deliver_captured((index, place), decided.slots);
+        } else {
+            self.deliver((index, place), 0..decided.slots);
         }
-        self.deliver((index, place), decided.slots);
         if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
             running.queue.give_back_burst(decided.slots);
         }
@@ -159,10 +165,10 @@ impl Switch {
     }
 
     /// Gives the frames of a burst, whose fates are known, to their receivers.
-    fn deliver(&mut self, from: (usize, usize), slots: usize) {
-        let mut slot = 0;
-        while let Some(fate) = self.fates.0.get(..slots).and_then(|fates| fates.get(slot)).copied() {
-            let run = slot + 1 + self.alike(slot + 1..slots, fate);
+    pub(crate) fn deliver(&mut self, from: (usize, usize), slots: Range<usize>) {
+        let Range { start: mut slot, end } = slots;
+        while let Some(fate) = self.fates.0.get(..end).and_then(|fates| fates.get(slot)).copied() {
+            let run = slot + 1 + self.alike(slot + 1..end, fate);
             match fate {
                 Fate::Drop(reason) => self.count_drops(from.0, reason, run - slot),
                 // What nobody sends anywhere is dropped.
@@ -288,26 +294,6 @@ fn decide((policy, rules, port): (&PolicySet, &Rules, usize), tx: &TxQueue, fate
         }
     }
     decided
-}
-
-/// Notes the frames of a burst from a port that concern the capture's port.
-#[cold]
-fn note(capture: &mut Capture, index: usize, members: &[usize], tx: &TxQueue, fates: &[Fate]) {
-    let unix_ns = capture::unix_ns();
-    let from = capture.is_of(index);
-    for ((slot, fate), record) in fates.iter().enumerate().zip(tx.records()) {
-        let (dropped, for_it) = match *fate {
-            Fate::Drop(reason) => (Some(reason), false),
-            Fate::Refused { reason, at, .. } => (Some(reason), capture.is_of(at)),
-            Fate::Output(Output::Port(port)) | Fate::Ask(Output::Port(port)) => (None, capture.is_of(port)),
-            Fate::Output(Output::Flood) | Fate::Ask(Output::Flood) => {
-                (None, members.iter().any(|member| capture.is_of(*member)))
-            }
-        };
-        if from || for_it {
-            capture.note(record, tx.head_of(slot), from, dropped, unix_ns);
-        }
-    }
 }
 
 /// Does the firewall have anything to say about a frame that goes there?

@@ -1,168 +1,381 @@
-//! Copies of frames for an operator to look at, with what was decided about them.
+//! Copies of frames that pass a port, for an operator to look at, both ways, with what became of them.
 //!
-//! A capture is of one port: what its guest sends, and what others send that is for it. Frames are noted between the
-//! decision and the delivery, so that those that are dropped are seen with the reason. While there is no capture, that is
-//! one question for a burst. Memory is taken when a capture begins; what finds no room in it is counted and lost.
+//! While nobody captures, this is one question for a burst. While somebody does, bursts from the captured port's network are
+//! delivered one frame at a time, so that the counters tell what became of each, and those that the filter takes in are
+//! copied into memory that was taken when the capture began. What finds no room is counted and lost; a capture that nobody
+//! reads ends.
+//!
+//! Bytes beyond a frame's inspected ones are read from the sender's memory once more: a guest that rewrites them at that
+//! moment may show another payload here than its receiver got.
+//!
+//! # What it doesn't implement
+//!
+//! Answers that the switch makes itself (to rejected packets), and the segments that a large frame is cut into for a
+//! receiver: the large frame is shown.
 
 use std::{
-    net::IpAddr,
-    time::{SystemTime, UNIX_EPOCH},
+    collections::VecDeque,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use vhost_net_dpu::{HEAD_LEN_MAX, packet::IpAddresses, record::Record};
+use vhost_net_dpu::{header::HEADER_LEN, record::Record, tx::TxQueue};
 
-use crate::reason::DropReason;
+use crate::{burst::Fate, reason::DropReason, switch::Switch};
 
-/// Most frames that wait to be fetched.
-pub const CAPTURED_MAX: usize = 4096;
+/// Captures that may run at a time.
+pub const CAPTURES_MAX: usize = 4;
+/// Most frames that wait to be read.
+const WAITING_MAX: usize = 8192;
 
-/// What is captured; what is `None` doesn't matter.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CaptureFilter {
+/// Which way a frame passes the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptureWay {
+    /// From its guest.
+    FromGuest,
+    /// To its guest.
+    ToGuest,
+}
+
+/// A frame at the port.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// What it is; of a frame that is none, only its length means anything.
+    pub record: &'a Record,
+    /// Its inspected bytes.
+    pub head: &'a [u8],
+    /// Which way it goes.
+    pub way: CaptureWay,
+    /// Why it was dropped, if it was.
+    pub dropped: Option<DropReason>,
+}
+
+/// Which of them are kept. Runs on the worker: it must not take long.
+pub type CaptureFilter = Box<dyn Fn(&Seen<'_>) -> bool + Send>;
+
+/// What is to be captured, and for how long.
+pub struct CaptureSpec {
     /// The port.
     pub port: String,
-    /// Packets of this IP protocol.
-    pub protocol: Option<u8>,
-    /// Packets from or to this address.
-    pub address: Option<IpAddr>,
-    /// TCP segments and UDP datagrams from or to this port.
-    pub transport_port: Option<u16>,
-    /// Only what is dropped.
-    pub dropped_only: bool,
+    /// Which frames.
+    pub filter: CaptureFilter,
+    /// How many bytes of each, at most.
+    pub snaplen: usize,
+    /// After how many frames it ends.
+    pub frames_max: u64,
+    /// After how long it ends.
+    pub time_max: Duration,
+    /// How long it goes on without being read.
+    pub unread_max: Duration,
+    /// Bytes of frames that are kept until they are read.
+    pub len_max: usize,
 }
 
 /// A frame that was captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// When its burst was served, in nanoseconds since 1970.
+    /// Its number in the capture, from 1 on.
+    pub number: u64,
+    /// When, in nanoseconds since 1970.
     pub unix_ns: u64,
-    /// The port's guest sent it; else it is for that guest.
-    pub sent: bool,
-    /// Its length in bytes.
+    /// Which way it passed.
+    pub way: CaptureWay,
+    /// Its whole length in bytes.
     pub len: u32,
-    /// Its first bytes: all of it, or [`HEAD_LEN_MAX`].
-    pub head: Vec<u8>,
-    /// Why it is dropped, if that was decided; a receiver that has no room is not known here yet.
+    /// Its first bytes.
+    pub bytes: Vec<u8>,
+    /// Why it was dropped, at this port or by the other one's rules, if it was.
     pub dropped: Option<DropReason>,
 }
 
-/// What was captured since the last time.
+/// What a capture has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CapturedFrames {
-    /// The frames, in order.
+pub struct CaptureRead {
+    /// The oldest frames that were not read yet.
     pub frames: Vec<Captured>,
-    /// How many there was no room for.
+    /// Frames that there was no room for, since the capture began.
     pub lost: u64,
+    /// Why nothing more comes, if nothing does.
+    pub ended: Option<&'static str>,
 }
 
-/// A frame's copy, in memory that was taken beforehand.
+/// Why no capture was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptureRefused {
+    /// There is no such port.
+    NoPort,
+    /// [`CAPTURES_MAX`] run already.
+    TooMany,
+}
+
+/// A frame that waits to be read; its bytes are in the capture's.
 #[derive(Debug, Clone, Copy)]
-struct Slot {
+struct Waiting {
+    number: u64,
     unix_ns: u64,
-    sent: bool,
+    way: CaptureWay,
     len: u32,
+    kept: usize,
     dropped: Option<DropReason>,
-    head: [u8; HEAD_LEN_MAX],
-    head_len: usize,
 }
 
-/// A capture that runs.
-#[derive(Debug)]
-pub(crate) struct Capture {
-    filter: CaptureFilter,
-    /// The port's index; none while it is not declared.
-    port: Option<usize>,
-    slots: Vec<Slot>,
+/// What shows that a port was given a frame, or dropped one: its frames received, and its drops.
+type Marks = (u64, [u64; DropReason::COUNT]);
+
+/// A capture that runs, or has ended and is still to be read.
+struct Capture {
+    id: u64,
+    spec: CaptureSpec,
+    waiting: VecDeque<Waiting>,
+    /// The bytes of those that wait, in their order.
+    bytes: VecDeque<u8>,
+    /// For the bytes of one frame.
+    scratch: Vec<u8>,
+    taken: u64,
     lost: u64,
+    begun: Instant,
+    read: Instant,
+    ended: Option<&'static str>,
+    before: Marks,
+}
+
+/// The captures of a switch.
+#[derive(Default)]
+pub(crate) struct Captures {
+    open: Vec<Capture>,
+    last_id: u64,
+}
+
+impl std::fmt::Debug for Captures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Captures")
+            .field("open", &self.open.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Captures {
+    /// Is anything captured?
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        !self.open.is_empty()
+    }
 }
 
 impl Capture {
-    pub(crate) fn new(filter: CaptureFilter) -> Self {
+    fn new(id: u64, spec: CaptureSpec, now: Instant) -> Self {
         Self {
-            filter,
-            port: None,
-            slots: Vec::with_capacity(CAPTURED_MAX),
+            id,
+            waiting: VecDeque::with_capacity(WAITING_MAX),
+            bytes: VecDeque::with_capacity(spec.len_max),
+            scratch: vec![0; spec.snaplen],
+            spec,
+            taken: 0,
             lost: 0,
+            begun: now,
+            read: now,
+            ended: None,
+            before: (0, [0; DropReason::COUNT]),
         }
     }
 
-    /// The port's name.
-    pub(crate) fn name(&self) -> &str {
-        &self.filter.port
+    fn end_by_time(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.begun) >= self.spec.time_max {
+            self.ended.get_or_insert("its time is up");
+        }
+        if self.is_unread(now) {
+            self.ended.get_or_insert("nobody read it");
+        }
     }
 
-    /// The port has this index now.
-    pub(crate) fn set_port(&mut self, index: Option<usize>) {
-        self.port = index;
+    fn is_unread(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.read) >= self.spec.unread_max
     }
 
-    /// Is it this port's?
-    pub(crate) fn is_of(&self, port: usize) -> bool {
-        self.port == Some(port)
-    }
-
-    /// Notes a frame, if the filter takes it in.
-    pub(crate) fn note(&mut self, record: &Record, head: &[u8], sent: bool, dropped: Option<DropReason>, unix_ns: u64) {
-        if !self.takes(record, head, dropped) {
+    /// Keeps a frame, if the filter takes it in and there is room.
+    fn keep(&mut self, seen: &Seen<'_>, (tx, slot): (&TxQueue, usize), now: Instant) {
+        self.end_by_time(now);
+        if self.ended.is_some() || !(self.spec.filter)(seen) {
             return;
         }
-        if self.slots.len() == CAPTURED_MAX {
+        let want = self.spec.snaplen.min(seen.record.len as usize);
+        if self.bytes.len() + want > self.spec.len_max || self.waiting.len() == WAITING_MAX {
             self.lost += 1;
             return;
         }
-        let mut slot = Slot {
-            unix_ns,
-            sent,
-            len: record.len,
-            dropped,
-            head: [0; HEAD_LEN_MAX],
-            head_len: head.len().min(HEAD_LEN_MAX),
-        };
-        for (to, from) in slot.head.iter_mut().zip(head) {
-            *to = *from;
-        }
-        self.slots.push(slot);
-    }
-
-    fn takes(&self, record: &Record, head: &[u8], dropped: Option<DropReason>) -> bool {
-        let Self { filter, .. } = self;
-        let ports = [record.source_port, record.destination_port];
-        let addresses = || match record.addresses(head) {
-            Some(IpAddresses::V4(source, destination)) => [source.into(), destination.into()].map(Some),
-            Some(IpAddresses::V6(source, destination)) => [source.into(), destination.into()].map(Some),
-            None => [None; 2],
-        };
-        let with_ports = matches!(record.protocol, 6 | 17);
-        filter
-            .protocol
-            .is_none_or(|protocol| record.protocol == protocol && record.transport_offset != 0)
-            && filter
-                .transport_port
-                .is_none_or(|port| with_ports && ports.contains(&port))
-            && filter
-                .address
-                .is_none_or(|address| addresses().contains(&Some(address)))
-            && (dropped.is_some() || !filter.dropped_only)
-    }
-
-    /// What was noted since the last time.
-    pub(crate) fn take(&mut self) -> CapturedFrames {
-        let frames = self.slots.drain(..).map(|slot| Captured {
-            unix_ns: slot.unix_ns,
-            sent: slot.sent,
-            len: slot.len,
-            head: slot.head.get(..slot.head_len).unwrap_or_default().to_vec(),
-            dropped: slot.dropped,
+        let kept = copy(seen.head, (tx, slot), self.scratch.get_mut(..want).unwrap_or_default());
+        self.bytes.extend(self.scratch.get(..kept).unwrap_or_default());
+        self.taken += 1;
+        self.waiting.push_back(Waiting {
+            number: self.taken,
+            unix_ns: unix_ns(),
+            way: seen.way,
+            len: seen.record.len,
+            kept,
+            dropped: seen.dropped,
         });
-        CapturedFrames {
-            frames: frames.collect(),
-            lost: std::mem::take(&mut self.lost),
+        if self.taken >= self.spec.frames_max {
+            self.ended.get_or_insert("it has all the frames that were asked for");
+        }
+    }
+
+    /// Forgets the frames up to a number.
+    fn forget(&mut self, number: u64) {
+        while let Some(frame) = self.waiting.pop_front_if(|frame| frame.number <= number) {
+            self.bytes.drain(..frame.kept.min(self.bytes.len()));
+        }
+    }
+
+    fn show(&self, len_max: usize) -> CaptureRead {
+        let mut begin = 0;
+        let fitting = self.waiting.iter().map_while(|frame| {
+            let end = begin + frame.kept;
+            if end > len_max {
+                return None;
+            }
+            let bytes = self.bytes.range(begin..end).copied().collect();
+            begin = end;
+            Some(Captured {
+                number: frame.number,
+                unix_ns: frame.unix_ns,
+                way: frame.way,
+                len: frame.len,
+                bytes,
+                dropped: frame.dropped,
+            })
+        });
+        let frames: Vec<_> = fitting.collect();
+        CaptureRead {
+            // What is left comes when it is read again.
+            ended: self.ended.filter(|_| frames.len() == self.waiting.len()),
+            frames,
+            lost: self.lost,
         }
     }
 }
 
 /// What time it is, in nanoseconds since 1970.
-pub(crate) fn unix_ns() -> u64 {
+fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The first bytes of a frame: the private ones, and what follows them in the guest's memory. How many there were.
+fn copy(head: &[u8], (tx, slot): (&TxQueue, usize), to: &mut [u8]) -> usize {
+    let private = head.len().min(to.len());
+    let (inspected, rest) = to.split_at_mut(private);
+    for (to, from) in inspected.iter_mut().zip(head) {
+        *to = *from;
+    }
+    if rest.is_empty() {
+        return private;
+    }
+    let offset = (HEADER_LEN + private) as u64;
+    match tx.chain_of(slot) {
+        Some(chain) if chain.read_at(tx.memory(), offset, rest).is_ok() => private + rest.len(),
+        _ => private,
+    }
+}
+
+impl Switch {
+    /// Begins to capture; its number.
+    ///
+    /// # Errors
+    /// There is no such port, or too many captures run.
+    pub fn open_capture(&mut self, spec: CaptureSpec) -> Result<u64, CaptureRefused> {
+        self.declared(&spec.port).ok_or(CaptureRefused::NoPort)?;
+        self.sweep_captures();
+        if self.captures.open.len() >= CAPTURES_MAX {
+            return Err(CaptureRefused::TooMany);
+        }
+        self.captures.last_id += 1;
+        let id = self.captures.last_id;
+        self.captures.open.push(Capture::new(id, spec, Instant::now()));
+        Ok(id)
+    }
+
+    /// What a capture has beyond frame number `after`, up to `len_max` bytes of it; what comes before is forgotten. None if
+    /// there is no such capture, or not any more.
+    pub fn read_capture(&mut self, id: u64, after: u64, len_max: usize) -> Option<CaptureRead> {
+        let at = self.captures.open.iter().position(|capture| capture.id == id)?;
+        let gone = self
+            .captures
+            .open
+            .get(at)
+            .is_some_and(|c| self.declared(&c.spec.port).is_none());
+        let capture = self.captures.open.get_mut(at)?;
+        let now = Instant::now();
+        if gone {
+            capture.ended.get_or_insert("the port is gone");
+        }
+        capture.end_by_time(now);
+        capture.read = now;
+        capture.forget(after);
+        Some(capture.show(len_max))
+    }
+
+    /// Ends a capture and forgets it. False if there is none.
+    pub fn close_capture(&mut self, id: u64) -> bool {
+        let before = self.captures.open.len();
+        self.captures.open.retain(|capture| capture.id != id);
+        self.captures.open.len() < before
+    }
+
+    /// Forgets captures that nobody reads; true if others are left.
+    pub fn sweep_captures(&mut self) -> bool {
+        let now = Instant::now();
+        self.captures.open.retain(|capture| !capture.is_unread(now));
+        self.captures.any()
+    }
+
+    /// Delivers a burst one frame at a time, and keeps those that are captured.
+    #[cold]
+    pub(crate) fn deliver_captured(&mut self, from: (usize, usize), slots: usize) {
+        // Taken out, so that they can look at the switch; nothing that is called here asks for them.
+        let mut captures = std::mem::take(&mut self.captures);
+        let now = Instant::now();
+        for slot in 0..slots {
+            for capture in &mut captures.open {
+                capture.before = self.marks(&capture.spec.port);
+            }
+            let fate = self.fates.get(slot);
+            self.deliver(from, slot..slot + 1);
+            for capture in &mut captures.open {
+                self.look(capture, from, slot, fate, now);
+            }
+        }
+        self.captures = captures;
+    }
+
+    fn marks(&self, port: &str) -> Marks {
+        let none = (0, [0; DropReason::COUNT]);
+        self.declared(port).map_or(none, |(_, port)| port.tally.marks())
+    }
+
+    /// Keeps a frame that was just delivered, or was not, if it passed a capture's port.
+    fn look(&self, capture: &mut Capture, from: (usize, usize), slot: usize, fate: Option<Fate>, now: Instant) {
+        let Some((index, port)) = self.declared(&capture.spec.port) else {
+            return;
+        };
+        let tx = self.ports.get(from.0).and_then(|port| port.tx.get(from.1));
+        let Some((tx, record)) = tx.and_then(|tx| Some((&tx.queue, tx.queue.records().get(slot)?))) else {
+            return;
+        };
+        let (received, drops) = port.tally.marks();
+        let mut changed = DropReason::ALL.into_iter().zip(drops.iter().zip(capture.before.1));
+        let dropped = changed.find_map(|(reason, (now, before))| (*now != before).then_some(reason));
+        let (way, dropped) = match fate {
+            // The other port's rules may be against it, and that port counts it then.
+            Some(Fate::Refused { reason, .. }) if index == from.0 => (CaptureWay::FromGuest, Some(reason)),
+            _ if index == from.0 => (CaptureWay::FromGuest, dropped),
+            _ if received != capture.before.0 || dropped.is_some() => (CaptureWay::ToGuest, dropped),
+            _ => return,
+        };
+        let seen = Seen {
+            record,
+            head: tx.head_of(slot),
+            way,
+            dropped,
+        };
+        capture.keep(&seen, (tx, slot), now);
+    }
 }

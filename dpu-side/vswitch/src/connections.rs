@@ -68,6 +68,16 @@ impl Switch {
 impl Connections {
     /// Those that the filter takes in, at most `limit`, in no order.
     pub fn list(&self, filter: &ConnectionFilter, limit: usize) -> Vec<ListedConnection> {
+        self.list_if(filter, limit, |_| true)
+    }
+
+    /// Those of them that `wanted` says yes to as well.
+    pub fn list_if(
+        &self,
+        filter: &ConnectionFilter,
+        limit: usize,
+        wanted: impl Fn(&Connection) -> bool,
+    ) -> Vec<ListedConnection> {
         let (Some(table), Some(filter)) = (&self.table, self.compile(filter)) else {
             return Vec::new();
         };
@@ -79,7 +89,7 @@ impl Connections {
                 from,
                 room,
                 self.now,
-                |connection| filter.matches(connection),
+                |connection| filter.matches(connection) && wanted(connection),
                 &mut found,
             );
         }
@@ -88,8 +98,15 @@ impl Connections {
 
     /// Ends those that the filter takes in. How many there were.
     pub fn flush(&self, filter: &ConnectionFilter) -> usize {
+        self.flush_if(filter, |_| true)
+    }
+
+    /// Ends those of them that `unwanted` says yes to as well.
+    pub fn flush_if(&self, filter: &ConnectionFilter, unwanted: impl Fn(&Connection) -> bool) -> usize {
         match (&self.table, self.compile(filter)) {
-            (Some(table), Some(filter)) => table.flush_all(self.now, |connection| filter.matches(connection)),
+            (Some(table), Some(filter)) => table.flush_all(self.now, |connection| {
+                filter.matches(connection) && unwanted(connection)
+            }),
             _ => 0,
         }
     }

@@ -81,6 +81,11 @@ impl Tally {
         }
     }
 
+    /// Frames given to the guest, and drops: what shows whether one more was.
+    pub(crate) fn marks(&self) -> (u64, [u64; DropReason::COUNT]) {
+        (self.traffic.rx_frames, self.drops)
+    }
+
     /// Writes a snapshot over an earlier one.
     pub(crate) fn write_over(&self, name: &str, counters: &mut PortCounters) {
         let mut name_kept = std::mem::take(&mut counters.name);

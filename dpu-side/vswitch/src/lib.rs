@@ -54,7 +54,7 @@ mod switch;
 mod trace;
 
 pub use burst::BURST_FRAMES;
-pub use capture::{CAPTURED_MAX, CaptureFilter, Captured, CapturedFrames};
+pub use capture::{CAPTURES_MAX, CaptureFilter, CaptureRead, CaptureRefused, CaptureSpec, CaptureWay, Captured, Seen};
 pub use connections::{ConnectionFilter, Connections, ListedConnection};
 pub use counters::{PortCounters, QueueCounters};
 pub use firewall::CONNECTIONS_DEFAULT;

@@ -11,7 +11,7 @@ use vhost_net_dpu::{MTU_MIN, deliver::Scratch, error::MtuError};
 
 use crate::{
     burst::Fates,
-    capture::{Capture, CaptureFilter, CapturedFrames},
+    capture::Captures,
     counters::{PortCounters, QueueCounters},
     firewall::Firewall,
     flow::FlowHash,
@@ -61,8 +61,7 @@ pub struct Switch {
     pub(crate) touched: Vec<usize>,
     /// Whose burst comes first in the next breath.
     turn: usize,
-    /// Boxed: it is rare.
-    pub(crate) capture: Option<Box<Capture>>,
+    pub(crate) captures: Captures,
     /// Connections are followed: a port is filtered.
     follows: bool,
     /// Queues may have something to show or to tell that no burst brought about.
@@ -144,7 +143,6 @@ impl Switch {
         self.turn = 0;
         self.sweep = true;
         self.touched.clear();
-        self.aim_capture();
         self.touched.reserve(self.ports.len());
     }
 
@@ -226,23 +224,6 @@ impl Switch {
             _ => return Err(not_granted(name)),
         }
         Ok(())
-    }
-
-    /// Notes frames of a port from now on, or none any more, for [`Switch::take_captured`]. There is one capture at a time.
-    pub fn set_capture(&mut self, filter: Option<CaptureFilter>) {
-        self.capture = filter.map(|filter| Box::new(Capture::new(filter)));
-        self.aim_capture();
-    }
-
-    /// What was captured since the last time; none if there is no capture.
-    pub fn take_captured(&mut self) -> Option<CapturedFrames> {
-        Some(self.capture.as_mut()?.take())
-    }
-
-    fn aim_capture(&mut self) {
-        if let Some(capture) = &mut self.capture {
-            capture.set_port(self.index.get(capture.name()).copied());
-        }
     }
 
     /// The names of ports and networks, by the numbers that connections know them by.

@@ -1,6 +1,7 @@
 //! The switch from outside: guests over rings, and every counter of every step.
 
 mod allocations;
+mod capture;
 mod dirty_log;
 mod firewall;
 mod forwarding;

@@ -1,9 +1,7 @@
-//! What operators see: traces through the firewall, connections, captures.
+//! What operators see: traces through the firewall, connections.
 
-use outboard_controls::{Check, Off};
 use outboard_firewall::{Direction, EgressDefault, PortSpec, Protocol};
-use outboard_vswitch::{CAPTURED_MAX, CaptureFilter, ConnectionFilter, DropReason, Trace};
-use vhost_net_dpu::header::NetHeader;
+use outboard_vswitch::{ConnectionFilter, DropReason, Trace};
 
 use crate::{
     firewall::{Filtered, datagram, group, rule},
@@ -107,62 +105,4 @@ fn connections_are_listed_with_their_ports_and_end_when_flushed() {
         Ok(vec![0]),
         "the other one lives"
     );
-}
-
-#[test]
-fn a_capture_has_what_a_port_sends_and_gets_and_why_it_is_dropped() {
-    let mut guests = guests();
-    let (good, bad, reply) = (
-        datagram(1, 2, (5, 53)),
-        datagram(1, 2, (5, 54)),
-        datagram(2, 1, (53, 5)),
-    );
-    let of_b = CaptureFilter {
-        port: "b".into(),
-        ..CaptureFilter::default()
-    };
-    assert_eq!(guests.rig.switch.take_captured(), None);
-    guests.rig.switch.set_capture(Some(of_b.clone()));
-    for (from, frame) in [(0, &good), (0, &bad), (1, &reply)] {
-        let _ = guests.send(from, frame);
-    }
-    let captured = guests.rig.switch.take_captured().expect("it runs");
-    let seen: Vec<_> = captured
-        .frames
-        .iter()
-        .map(|f| (f.sent, f.head.clone(), f.dropped))
-        .collect();
-    let none = None;
-    let want = [
-        (false, good.clone(), none),
-        (false, bad.clone(), Some(DropReason::IngressNoRule)),
-        (true, reply, none),
-    ];
-    assert_eq!(seen, want);
-    // Only some.
-    guests.rig.switch.set_capture(Some(CaptureFilter {
-        transport_port: Some(54),
-        dropped_only: true,
-        ..of_b.clone()
-    }));
-    for frame in [&good, &bad] {
-        let _ = guests.send(0, frame);
-    }
-    assert_eq!(guests.rig.switch.take_captured().expect("it runs").frames.len(), 1);
-    // It is bounded.
-    guests.rig.switch.set_capture(Some(of_b));
-    let _off = Off::here(Check::SecurityGroups);
-    let count = CAPTURED_MAX + 40;
-    for _ in 0..count.div_ceil(60) {
-        (0..60).for_each(|_| guests.rig.guests[0].queue(NetHeader::default(), &bad));
-        guests.rig.guests[0].tx.publish();
-        guests.rig.breathe();
-        guests.rig.guests[1].received();
-        guests.rig.guests[1].repost();
-    }
-    let captured = guests.rig.switch.take_captured().expect("it runs");
-    assert_eq!(captured.frames.len(), CAPTURED_MAX);
-    assert_eq!(captured.lost, (count.div_ceil(60) * 60 - CAPTURED_MAX) as u64);
-    guests.rig.switch.set_capture(None);
-    assert_eq!(guests.rig.switch.take_captured(), None);
 }
