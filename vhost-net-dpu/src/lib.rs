@@ -2,8 +2,8 @@
 //! frame to a driver's receive ring. It knows queues, headers and offloads; it does not know where it runs, which
 //! ports there are, or who may talk to whom.
 //!
-//! The walk of a frame: [`tx`] takes a chain and copies the virtio header and the first bytes of the frame into
-//! private memory; [`packet`] finds out what it is; [`offload`] checks what the sender asks for against
+//! The walk of a frame: [`tx`] takes chains by the burst and copies the virtio header and the first bytes of each frame into
+//! private memory; [`record`] says what it is, in short, with [`packet`]'s help where it is not plain; [`offload`] checks what the sender asks for against
 //! that. After policy, which is elsewhere, [`deliver`] gives it to a receiver as it is, or with [`checksum`] completed
 //! or cut by [`segment`] for one that cannot take it, and [`rx`] writes it. Headers are written from the private bytes that were
 //! looked at; payload goes from guest memory to guest memory once.
@@ -14,7 +14,7 @@
 //! |---|---|
 //! | VERSION_1 | demanded: the legacy interface is not served |
 //! | INDIRECT_DESC, EVENT_IDX | the ring's |
-//! | IN_ORDER | buffers are used in the order they were taken, of both kinds of queue: at most one transmit buffer is held, and receive buffers that a frame does not fill after all go back before the next are taken |
+//! | IN_ORDER | buffers are used in the order they were taken, of both kinds of queue: a burst of transmit buffers goes back as one, by a single used entry (virtio 1.3 §2.7.9), and receive buffers that a frame does not fill after all go back before the next are taken |
 //! | MQ | up to [`QUEUE_PAIRS_MAX`] pairs, each started, stopped and failing on its own; which run is what SET_VRING_ENABLE says |
 //! | MRG_RXBUF | a frame over up to [`rx::MERGED_BUFFERS_MAX`] buffers, all reserved before the first byte is written |
 //! | MTU | the value is the VMM's, which tells it (NET_SET_MTU); without it, or for a driver that did not take the feature, it is [`MTU_DEFAULT`] |

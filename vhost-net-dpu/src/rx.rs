@@ -91,29 +91,23 @@ impl RxQueue {
         if len > self.queue.frame_len_max && on(Check::FrameLength) {
             return false;
         }
-        let rest = match len - head.len() {
+        let start = HEADER_LEN + head.len();
+        let rest = match len.saturating_sub(head.len()) {
             0 => None,
-            rest => match chain.readable_piece(memory, (HEADER_LEN + head.len()) as u64, rest) {
+            rest => match chain.readable_piece(memory, start as u64, rest) {
                 None => return false,
                 some => some,
             },
         };
         self.queue.fill_next(HEADER_LEN + len, |bytes| {
-            let written = bytes.put(0, &PLAIN_HEADER).is_some()
-                && bytes.part(HEADER_LEN, head.len()).is_some_and(|to| {
-                    to.copy_from(head);
-                    true
-                });
-            match rest {
-                None => written,
-                Some(rest) => {
-                    written
-                        && bytes.part(HEADER_LEN + head.len(), rest.len()).is_some_and(|to| {
-                            rest.copy_to_guest(to);
-                            true
-                        })
-                }
-            }
+            let write = || {
+                bytes.put(0, &PLAIN_HEADER)?;
+                bytes.part(HEADER_LEN, head.len())?.copy_from(head);
+                let Some(rest) = rest else { return Some(true) };
+                rest.copy_to_guest(bytes.part(start, rest.len())?);
+                Some(!memory.poisoned())
+            };
+            write() == Some(true)
         })
     }
 

@@ -342,8 +342,7 @@ impl SplitRing {
     /// of cases. False if this is not such a case, or `write` says that it did not write all: then nothing was taken, and
     /// what there is to say against the chain is said where it is popped.
     ///
-    /// The case is: one buffer with so much room, no older chain in flight, nothing logged, and no memory that was taken
-    /// away from anybody.
+    /// The case is: one buffer with so much room, no older chain in flight, nothing logged, and no memory taken away.
     #[inline]
     pub fn fill_next(&mut self, len: usize, write: impl FnOnce(GuestBytes<'_>) -> bool) -> bool {
         if !self.plain || self.in_flight.count() != 0 {
@@ -366,7 +365,7 @@ impl SplitRing {
         let Ok(bytes) = self.mem.bytes(first.addr, len, place) else {
             return false;
         };
-        if !write(bytes) || sigbus::any_fault() {
+        if !write(bytes) || self.mem.poisoned() {
             return false;
         }
         // Taken and given back in one, so that nobody asks for what was taken here.

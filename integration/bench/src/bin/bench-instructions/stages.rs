@@ -37,12 +37,12 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ("ring/src/walk.rs", &[], "descriptors: read and check the chain"),
     (
         "ring/src/split.rs",
-        &["take", "pop", "read_avail_idx"],
+        &["take", "pop", "look_ahead", "read_avail_idx"],
         "descriptors: read and check the chain",
     ),
     (
         "ring/src/split.rs",
-        &["push_used", "check_order", "publish"],
+        &["push_used", "stage_unwritten", "end_batch", "check_order", "publish"],
         "used entries: stage and publish",
     ),
     (
@@ -62,7 +62,12 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "vhost-net-dpu/src/rx.rs",
-        &["write", "scatter"],
+        &["give_plain", "write", "scatter"],
+        "write the frame: header, head and payload",
+    ),
+    (
+        "ring/src/split.rs",
+        &["fill_next"],
         "write the frame: header, head and payload",
     ),
     ("ring/src/chain.rs", &["read_at"], "copy the head to private memory"),
@@ -74,7 +79,9 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ("vswitch/src/layers/source_guard", &[], "source guard"),
     ("vswitch/src/layers/l2.rs", &[], "look the station up"),
     ("vswitch/src/flow.rs", &[], "choose the queue"),
+    ("vhost-net-dpu/src/record.rs", &[], "parse the headers"),
     ("vhost-net-dpu/src/tx.rs", &["inspect"], "parse the headers"),
+    ("vhost-net-dpu/src/tx.rs", &["fetch"], "copy the head to private memory"),
     ("vhost-blk-dpu/src/request.rs", &[], "parse the request"),
     (
         "storage/src/buffer.rs",
