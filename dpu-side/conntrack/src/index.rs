@@ -188,3 +188,82 @@ const fn content(hash: u64, entry: u32) -> u64 {
 fn resident(slot: &AtomicU64) -> u32 {
     (slot.load(Ordering::Relaxed) as u32).wrapping_sub(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hash whose first bucket is the first of two, and whose fingerprint is `print`.
+    const fn hash(print: u32) -> u64 {
+        (print as u64) << 32
+    }
+
+    fn find(index: &Index, entry: u32) -> Option<u32> {
+        index.find(hash(entry), |found| (found == entry).then_some(found))
+    }
+
+    #[test]
+    fn what_overflows_is_found_in_the_second_bucket_and_no_further() {
+        let index = Index::new(0, 8);
+        assert_eq!(index.mask, 1, "two buckets");
+        for entry in 0..14 {
+            assert!(index.insert(hash(entry), entry, hash).is_ok(), "{entry}");
+        }
+        assert!((0..14).all(|entry| find(&index, entry) == Some(entry)));
+        assert!(index.insert(hash(14), 14, hash).is_err(), "both are full");
+        assert_eq!(index.neighbours(hash(0)).count(), 14);
+
+        for entry in (0..14).rev() {
+            index.remove(hash(entry), entry);
+            index.remove(hash(entry), entry);
+            assert_eq!(find(&index, entry), None);
+            assert!((0..entry).all(|entry| find(&index, entry) == Some(entry)));
+        }
+        assert!(index.buckets.iter().all(|b| b.moved_on.load(Ordering::Relaxed) == 0));
+        assert_eq!(index.neighbours(hash(0)).count(), 0);
+    }
+
+    #[test]
+    fn one_moves_on_where_both_buckets_of_another_are_full() {
+        // Eight buckets. Fill the first and second of one hash; one in the first can move to a third bucket.
+        let index = Index::new(0, 32);
+        let with = |first: usize, second: usize| {
+            (1..u32::MAX)
+                .map(move |print| hash(print) | first as u64)
+                .filter(move |&h| index_second(h) == second)
+        };
+        fn index_second(hash: u64) -> usize {
+            Index {
+                buckets: Box::default(),
+                shard_bits: 0,
+                mask: 7,
+            }
+            .second(hash)
+        }
+        let mut hashes: Vec<u64> = with(0, 3)
+            .take(1)
+            .chain(with(0, 5).take(6))
+            .chain(with(5, 0).take(7))
+            .collect();
+        hashes.push(with(0, 5).nth(6).expect("there are enough"));
+        for (entry, &hash) in (0..).zip(&hashes) {
+            assert!(index.insert(hash, entry, |e| hashes[e as usize]).is_ok(), "{entry}");
+        }
+        for (entry, &hash) in (0..).zip(&hashes) {
+            assert_eq!(index.find(hash, |found| (found == entry).then_some(found)), Some(entry));
+        }
+        assert_eq!(
+            index.buckets[3]
+                .slots
+                .iter()
+                .filter(|s| s.load(Ordering::Relaxed) != 0)
+                .count(),
+            1,
+            "it moved"
+        );
+        for (entry, &hash) in (0..).zip(&hashes) {
+            index.remove(hash, entry);
+        }
+        assert!(index.buckets.iter().all(|b| b.moved_on.load(Ordering::Relaxed) == 0));
+    }
+}

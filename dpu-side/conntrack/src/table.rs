@@ -28,7 +28,7 @@ pub const UDP: u8 = 17;
 /// How long both ends of a UDP exchange talk before it is a stream, in ticks of 134 ms: two seconds, as in Linux.
 const STREAM_AFTER: u32 = 15;
 /// How many entries one insertion looks at for one to evict.
-const EVICTION_STEPS_MAX: u32 = 64;
+const EVICTION_STEPS_MAX: u32 = 16;
 const SHARDS_MAX_LOG2: u32 = 5;
 const ENTRIES_OF_SHARD_MIN: u32 = 1 << 12;
 
