@@ -56,6 +56,7 @@
 //! their declared addresses; what a port may use beside them (its link-local address) is not among them.
 #![forbid(unsafe_code)]
 
+mod change;
 mod cidr;
 mod error;
 mod explain;
@@ -70,6 +71,7 @@ mod spec;
 mod table;
 mod update;
 
+pub use change::Change;
 pub use cidr::{Cidr, CidrError};
 pub use error::{PolicyError, RuleFault, RuleName};
 pub use explain::{ExplainedRule, Explanation};
@@ -79,4 +81,3 @@ pub use spec::{
     Action, AddressSet, DEFAULT_PRIORITY, Direction, EgressDefault, Ethertype, Group, GroupMembers, Name, Peer, Port,
     PortSpec, Protocol, Rule, Spec,
 };
-pub use update::Change;

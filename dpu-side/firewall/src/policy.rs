@@ -92,7 +92,7 @@ pub(crate) enum PeerId {
 impl Policy {
     /// The number of a port.
     pub fn port(&self, name: &str) -> Option<PortId> {
-        self.ports.id(&Name::from(name)).map(PortId)
+        self.ports.id(name).map(PortId)
     }
 
     /// Whether the port is filtered at all. Of a port that is not, nothing has to be tracked or judged.
@@ -100,7 +100,9 @@ impl Policy {
         self.ports.get(port.0).is_none_or(|port| port.filter.is_some())
     }
 
-    /// Changes exactly if a judgement about the port may have changed, and then to a number that it never was before. 0 if there is no such port.
+    /// Changes if a judgement about the port may have changed, and then to a number that it never was before, in all policies
+    /// that were made one out of the other by [`Policy::update`] and [`Policy::follow`]. One that was compiled afresh
+    /// begins anew: what was judged under another one is not to be compared with it. 0 if there is no such port.
     #[inline]
     pub fn epoch(&self, port: PortId) -> u64 {
         self.epochs.get(port.index()).copied().unwrap_or(0)

@@ -1,6 +1,6 @@
 //! Objects in numbered places, found by a key. An object keeps its number for as long as it is there.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc};
+use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc};
 
 /// The objects. A copy shares the keys until one is added or removed.
 #[derive(Debug, Clone)]
@@ -40,11 +40,19 @@ impl<K: Clone + Eq + Hash, T: Clone> Slots<K, T> {
         self.items.get_mut(id as usize)?.as_mut()
     }
 
-    pub(crate) fn id(&self, key: &K) -> Option<u32> {
+    pub(crate) fn id<Q>(&self, key: &Q) -> Option<u32>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         self.ids.get(key).copied()
     }
 
-    pub(crate) fn by_key(&self, key: &K) -> Option<(u32, &T)> {
+    pub(crate) fn by_key<Q>(&self, key: &Q) -> Option<(u32, &T)>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         let id = self.id(key)?;
         Some((id, self.get(id)?))
     }
