@@ -18,6 +18,9 @@ const SEGMENT_LEN: usize = 1460;
 /// Payload of a large frame: as many whole segments as an IP packet has room for.
 pub const TSO_PAYLOAD_LEN: usize = 44 * SEGMENT_LEN;
 
+/// What datagrams are for.
+pub const UDP_PORT: u16 = 4789;
+
 /// Who sends and who receives.
 pub const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0, 0, 1], [0x52, 0x54, 0, 0, 0, 2]];
 /// Their addresses.
@@ -27,7 +30,7 @@ pub const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(
 pub fn udp(len: usize, flow: u16) -> Vec<u8> {
     let mut frame = headers(len, 17);
     frame[L4_AT..L4_AT + 2].copy_from_slice(&(1024 + flow).to_be_bytes());
-    frame[L4_AT + 2..L4_AT + 4].copy_from_slice(&4789u16.to_be_bytes());
+    frame[L4_AT + 2..L4_AT + 4].copy_from_slice(&UDP_PORT.to_be_bytes());
     frame[L4_AT + 4..L4_AT + 6].copy_from_slice(&short(len - L4_AT).to_be_bytes());
     for (byte, value) in frame[L4_AT + 8..].iter_mut().zip((0..=250u8).cycle()) {
         *byte = value;

@@ -56,6 +56,14 @@ enum Case {
     #[value(name = "tso-64k")]
     #[serde(rename = "tso-64k")]
     Tso,
+    /// As l2-64, with security groups at both ends: all frames are of one connection.
+    #[value(name = "fw-64")]
+    #[serde(rename = "fw-64")]
+    FirewallSmall,
+    /// The same of 1024 connections.
+    #[value(name = "fw-64-flows")]
+    #[serde(rename = "fw-64-flows")]
+    FirewallFlows,
     /// Reads of 4 KiB from the null backend.
     #[value(name = "null-4k-read")]
     #[serde(rename = "null-4k-read")]
@@ -103,10 +111,28 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
     }
     let Arguments { case, operations } = *arguments;
     let done = match case {
-        Case::L2Small => net::run(net::Traffic::Frames(&[64], 1), WARM_UP, operations),
-        Case::L2Large => net::run(net::Traffic::Frames(&[1518], 1), WARM_UP, operations),
-        Case::Imix => net::run(net::Traffic::Frames(&net::IMIX, 4096), WARM_UP, operations),
-        Case::Tso => net::run(net::Traffic::Segments, WARM_UP, operations),
+        Case::L2Small => net::run(net::Traffic::Frames(&[64], 1), net::Ports::Open, WARM_UP, operations),
+        Case::L2Large => net::run(net::Traffic::Frames(&[1518], 1), net::Ports::Open, WARM_UP, operations),
+        Case::Imix => net::run(
+            net::Traffic::Frames(&net::IMIX, 4096),
+            net::Ports::Open,
+            WARM_UP,
+            operations,
+        ),
+        Case::Tso => net::run(net::Traffic::Segments, net::Ports::Open, WARM_UP, operations),
+        Case::FirewallSmall => net::run(
+            net::Traffic::Frames(&[64], 1),
+            net::Ports::Filtered,
+            WARM_UP,
+            operations,
+        ),
+        // All connections are open when it counts.
+        Case::FirewallFlows => net::run(
+            net::Traffic::Frames(&[64], 1024),
+            net::Ports::Filtered,
+            2 * WARM_UP,
+            operations,
+        ),
         Case::NullRead => blk::run(blk::Store::Null, WARM_UP, operations),
         Case::MemoryRead => blk::run(blk::Store::Memory, WARM_UP, operations),
     }?;

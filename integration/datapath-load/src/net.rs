@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
+use outboard_firewall::{self as firewall, Direction, EgressDefault, Policy, PortSpec, Protocol, Rule};
 use outboard_generator::{
     features::{
         IN_ORDER, INDIRECT_DESC, NET_CSUM, NET_GUEST_CSUM, NET_GUEST_TSO4, NET_HOST_TSO4, NET_MRG_RXBUF, VERSION_1,
@@ -14,7 +15,7 @@ use outboard_vswitch::{BURST_FRAMES, PortPolicy, Switch};
 use crate::{
     Done,
     error::Error,
-    frames::{ADDRESSES, HEADER_LEN, MACS, TSO_PAYLOAD_LEN, short, tcp_segments, udp},
+    frames::{ADDRESSES, HEADER_LEN, MACS, TSO_PAYLOAD_LEN, UDP_PORT, short, tcp_segments, udp},
     guest::{Calls, Guest},
 };
 
@@ -75,9 +76,18 @@ impl Traffic {
     }
 }
 
+/// Whether the ports have security groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// They have none: nothing is filtered.
+    Open,
+    /// One each: the sender's lets everything out, the receiver's what is sent here in.
+    Filtered,
+}
+
 /// Sends at least `operations` frames after at least `warm_up`.
-pub fn run(traffic: Traffic, warm_up: u64, operations: u64) -> Result<Done, Error> {
-    let mut load = Load::new(traffic)?;
+pub fn run(traffic: Traffic, ports: Ports, warm_up: u64, operations: u64) -> Result<Done, Error> {
+    let mut load = Load::new(traffic, ports)?;
     load.send(warm_up)?;
     load.send(operations)
 }
@@ -99,7 +109,7 @@ struct Load {
 }
 
 impl Load {
-    fn new(traffic: Traffic) -> Result<Self, Error> {
+    fn new(traffic: Traffic, ports: Ports) -> Result<Self, Error> {
         let features = traffic.features();
         let mut switch = Switch::new();
         let policies = NAMES
@@ -112,7 +122,14 @@ impl Load {
                 mac,
                 addresses: vec![IpAddr::V4(address)],
             });
-        switch.set_ports(policies.collect());
+        let policies: Vec<PortPolicy> = policies.collect();
+        match ports {
+            Ports::Open => switch.set_ports(policies),
+            Ports::Filtered => {
+                let firewall = groups(&policies)?;
+                switch.set_policy(policies, Arc::new(firewall));
+            }
+        }
         NAMES.into_iter().for_each(|name| switch.open(name));
 
         let [mut a, mut b] = [
@@ -179,6 +196,34 @@ impl Load {
         done.bytes = received.1.rx_bytes - received.0.rx_bytes;
         Ok(done)
     }
+}
+
+/// Groups for all of them.
+fn groups(policies: &[PortPolicy]) -> Result<Policy, Error> {
+    let rule = Rule {
+        protocol: Protocol::UDP,
+        ports: PortSpec::Range(UDP_PORT, UDP_PORT),
+        ..Rule::allow(Direction::Ingress)
+    };
+    let group = firewall::Group {
+        name: "load".into(),
+        egress: EgressDefault::Allow,
+        rules: vec![rule],
+    };
+    let ports = policies.iter().map(|policy| {
+        Arc::new(firewall::Port {
+            name: policy.name.as_str().into(),
+            network: policy.network.as_str().into(),
+            addresses: policy.addresses.clone(),
+            groups: Some(vec!["load".into()]),
+        })
+    });
+    let spec = firewall::Spec {
+        groups: vec![Arc::new(group)],
+        ports: ports.collect(),
+        ..firewall::Spec::default()
+    };
+    Policy::compile(&spec).map_err(|error| Error::wrong(error.to_string()))
 }
 
 struct Sender {

@@ -17,11 +17,13 @@ use crate::{
 };
 
 /// What the program can do.
-pub const CASES: [&str; 6] = [
+pub const CASES: [&str; 8] = [
     "l2-64",
     "l2-1518",
     "l2-64-imix-flows",
     "tso-64k",
+    "fw-64",
+    "fw-64-flows",
     "null-4k-read",
     "mem-4k-read",
 ];
