@@ -4,9 +4,7 @@ use outboard_conntrack::{Direction, Table, Verdict};
 use outboard_firewall::{Direction as Way, Judgement, RuleId};
 use vhost_net_dpu::packet::Fragment;
 
-use super::{
-    Allowed, Denial, Firewall, Question, Sight, datagrams::Datagrams, is_icmp_error, refusal, stage::later, tracked,
-};
+use super::{Allowed, Denial, Firewall, Question, Sight, datagrams::Datagrams, refusal, stage::later, tracked};
 use crate::{policy::Rules, reason::DropReason};
 
 /// One of those that were asked, and what it said.
@@ -27,7 +25,7 @@ impl Firewall {
         };
         match question.record.fragment {
             Fragment::Later => vec![said("fragments", later(question, datagrams))],
-            Fragment::No if is_icmp_error(question.tuple) => {
+            Fragment::No if question.is_icmp_error() => {
                 vec![said("connections", self.related(table, question).map(|_| ()))]
             }
             Fragment::No | Fragment::First => self.explain_connection(table, question),
@@ -40,7 +38,7 @@ impl Firewall {
             Ok(packet) => packet,
             Err(_) => return vec![said("connections", Err(DropReason::CtInvalid.into()))],
         };
-        match self.look(table, &key, question) {
+        match self.look(table, (&key, &packet), question) {
             Ok(Sight::Known { found, judged }) => {
                 let verdict = table.preview(found.entry, found.direction, &packet, question.now);
                 let outcome = match verdict {
@@ -65,18 +63,16 @@ impl Firewall {
                 vec![connection]
             }
             Ok(Sight::New(allowed)) => {
-                let opened = table.preview_open(&key, question.pair().from.port, &packet, question.now);
+                let room = table.preview_open(&key, question.pair().from.port, &packet, question.now);
                 let mut steps = vec![said("connections", Ok(()))];
                 steps.extend(self.explain_rules(question, Ok(allowed)));
-                match opened {
-                    Ok(()) => "of no connection: it opens one".clone_into(&mut steps[0].detail),
-                    Err(refused) => {
-                        "of no connection".clone_into(&mut steps[0].detail);
-                        steps.push(said("connections", Err(refusal(refused).into())));
-                    }
+                "of no connection: it opens one".clone_into(&mut steps[0].detail);
+                if let Err(refused) = room {
+                    steps.push(said("connections", Err(refusal(refused).into())));
                 }
                 steps
             }
+            Err(denial) if denial.reason == DropReason::CtInvalid => vec![said("connections", Err(denial))],
             Err(denial) => {
                 let mut steps = vec![said("connections", Ok(()))];
                 let what = if denial.ends.is_some() {

@@ -66,7 +66,6 @@ pub(crate) struct Firewall {
     log: Allowance<LOGS_PER_SECOND, LOG_BURST>,
     /// Of the burst at hand.
     keys: Vec<Key>,
-    packets: Vec<(usize, Tuple)>,
 }
 
 impl std::fmt::Debug for Firewall {
@@ -86,7 +85,6 @@ impl Default for Firewall {
             shares: HashMap::new(),
             log: Allowance::default(),
             keys: Vec::with_capacity(BURST_MAX),
-            packets: Vec::with_capacity(BURST_MAX),
         }
     }
 }
@@ -139,6 +137,10 @@ pub(crate) struct Question<'a> {
 }
 
 impl Question<'_> {
+    fn is_icmp_error(&self) -> bool {
+        is_icmp_error(self.tuple.protocol, self.tuple.destination_port)
+    }
+
     fn pair(&self) -> Pair {
         Pair {
             from: self.from.filter.end,
@@ -179,10 +181,10 @@ pub(crate) fn is_judged(record: &Record) -> bool {
     }
 }
 
-fn is_icmp_error(tuple: &Tuple) -> bool {
-    let [kind, _] = tuple.destination_port.to_be_bytes();
-    matches!(tuple.protocol, IP_PROTOCOL_ICMP | IP_PROTOCOL_ICMPV6)
-        && icmp_class(tuple.protocol, kind) == IcmpClass::Error
+#[inline]
+fn is_icmp_error(protocol: u8, destination_port: u16) -> bool {
+    let [kind, _] = destination_port.to_be_bytes();
+    matches!(protocol, IP_PROTOCOL_ICMP | IP_PROTOCOL_ICMPV6) && icmp_class(protocol, kind) == IcmpClass::Error
 }
 
 impl Firewall {
@@ -283,10 +285,17 @@ impl Firewall {
         })
     }
 
-    /// Looks at a packet's connection, or judges it if it is of none. Changes nothing.
-    #[inline]
-    pub(crate) fn look(&self, table: &Table, key: &Key, question: &Question<'_>) -> Result<Sight, Denial> {
+    /// Looks at a packet's connection, or judges it if it is of none and may open one. Changes nothing.
+    pub(crate) fn look(
+        &self,
+        table: &Table,
+        (key, packet): (&Key, &Packet<'_>),
+        question: &Question<'_>,
+    ) -> Result<Sight, Denial> {
         let Some(found) = table.lookup(key, question.now) else {
+            if let Err(Refused::Invalid(_)) = table.preview_open(key, question.pair().from.port, packet, question.now) {
+                return Err(DropReason::CtInvalid.into());
+            }
             return self.judge(question.tuple, question.from, question.to).map(Sight::New);
         };
         let pair = question.pair_of(found.direction);
@@ -318,11 +327,10 @@ impl Firewall {
 
     /// Decides about a packet that is no later fragment and no error: it is of an allowed connection, or opens one. By
     /// which judgement, if there was one.
-    #[inline]
     fn pass(&self, table: &Table, key: &Key, question: &Question<'_>) -> Result<Option<Allowed>, Denial> {
         let packet = tracked::packet(question.record, question.head).map_err(|_| DropReason::CtInvalid)?;
         for _ in 0..TRIES_MAX {
-            match self.look(table, key, question)? {
+            match self.look(table, (key, &packet), question)? {
                 Sight::Known { found, judged } => {
                     if judged.is_some() {
                         table.publish(found.entry, question.pair_of(found.direction).to_words());

@@ -1,13 +1,16 @@
 //! The firewall's stage of a burst: all lookups are prepared before the first one is made.
 
-use outboard_conntrack::{Direction, Key, Table, Tuple};
+use outboard_conntrack::{Direction, Key, Table, Tuple, Verdict};
 use outboard_controls::{Check, on};
 use outboard_firewall::{Action, Direction as Way, RuleId};
 use vhost_net_dpu::{packet::Fragment, record::Record, tx::TxQueue};
 
 use super::{
-    Allowed, Denial, Firewall, Question, SETUP_COST, datagrams, datagrams::Datagrams, is_icmp_error, quoted::quoted,
-    tracked,
+    Allowed, Denial, Firewall, Question, SETUP_COST, datagrams,
+    datagrams::Datagrams,
+    is_icmp_error,
+    quoted::quoted,
+    tracked::{self, Pair},
 };
 use crate::{
     burst::Fate,
@@ -29,73 +32,175 @@ pub(crate) struct Burst<'a> {
     pub(crate) now: u64,
 }
 
+/// What an entry has to say for packets to one receiver to pass.
+#[derive(Debug, Clone, Copy)]
+struct Aim {
+    /// The receiver's index.
+    port: usize,
+    /// Of connections that the sender opened, and of those that the receiver did.
+    original: [u64; 3],
+    reply: [u64; 3],
+}
+
+impl Default for Aim {
+    fn default() -> Self {
+        Self {
+            port: usize::MAX,
+            original: [0; 3],
+            reply: [0; 3],
+        }
+    }
+}
+
+/// What is known of a packet by its connection's entry alone.
+enum Known {
+    /// It is of a connection that was allowed, and still is.
+    Passes,
+    /// It contradicts its connection's state.
+    Invalid,
+    /// More has to be asked.
+    Unsure,
+}
+
+impl Aim {
+    /// Turns to another receiver. False if there is no such port.
+    fn turn(&mut self, policy: &PolicySet, from: &Rules, port: usize) -> bool {
+        let Some(to) = policy.rules(port) else { return false };
+        let pair = Pair {
+            from: from.filter.end,
+            to: to.filter.end,
+        };
+        *self = Self {
+            port,
+            original: pair.to_words(),
+            reply: pair.reverse().to_words(),
+        };
+        true
+    }
+
+    /// Asks a packet's connection, and has it take in the packet.
+    #[inline]
+    fn holds(&self, table: &Table, key: &Key, (record, head): (&Record, &[u8]), now: u64) -> Known {
+        if record.fragment != Fragment::No || is_icmp_error(record.protocol, record.destination_port) {
+            return Known::Unsure;
+        }
+        let Some(found) = table.lookup(key, now) else {
+            return Known::Unsure;
+        };
+        let words = match found.direction {
+            Direction::Original => &self.original,
+            Direction::Reply => &self.reply,
+        };
+        if found.words != *words {
+            return Known::Unsure;
+        }
+        let Ok(packet) = tracked::packet(record, head) else {
+            return Known::Invalid;
+        };
+        match table.observe(found.entry, found.direction, &packet, now) {
+            Verdict::Ok => Known::Passes,
+            Verdict::Invalid(_) => Known::Invalid,
+            Verdict::Reopens | Verdict::Gone => Known::Unsure,
+        }
+    }
+}
+
 impl Firewall {
     /// Decides about those frames of a burst whose fate is [`Fate::Ask`]. What that cost beyond the frames, in frames.
-    pub(crate) fn resolve(&mut self, burst: Burst<'_>, fates: &mut [Fate]) -> usize {
+    pub(crate) fn resolve(&mut self, mut burst: Burst<'_>, fates: &mut [Fate]) -> usize {
         let Some(table) = self.table.take() else { return 0 };
         let mut keys = std::mem::take(&mut self.keys);
-        let mut packets = std::mem::take(&mut self.packets);
-        let records = burst.tx.records();
-        for (slot, (fate, record)) in fates.iter().zip(records).enumerate() {
+        keys.clear();
+        for (slot, (fate, record)) in fates.iter().zip(burst.tx.records()).enumerate() {
             if matches!(fate, Fate::Ask(_)) {
-                let tuple = tracked::tuple(record, burst.tx.head_of(slot), burst.from.zone);
-                keys.push(table.key(&tuple));
-                packets.push((slot, tuple));
+                keys.push(table.key(&tracked::tuple(record, burst.tx.head_of(slot), burst.from.zone)));
             }
         }
         table.prepare(&mut keys);
         let mut cost = 0;
-        for ((slot, tuple), key) in packets.iter().zip(&keys) {
-            let (Some(fate), Some(record)) = (fates.get_mut(*slot), records.get(*slot)) else {
-                continue;
-            };
+        let mut aim = Aim::default();
+        let mut remaining = keys.iter();
+        for (slot, (fate, record)) in fates.iter_mut().zip(burst.tx.records()).enumerate() {
             let Fate::Ask(output) = *fate else { continue };
-            let (to, reporter) = match output {
-                Output::Port(port) => (burst.policy.rules(port), port),
-                Output::Flood => (None, burst.index),
-            };
-            let question = Question {
-                record,
-                head: burst.tx.head_of(*slot),
-                tuple,
-                from: burst.from,
-                to: to.unwrap_or(burst.from),
-                now: burst.now,
-            };
-            let outcome = match output {
-                Output::Port(_) => self.one(&table, key, &question, burst.datagrams),
-                Output::Flood => self.flood(&question, burst.policy.filters(burst.from)),
-            };
-            *fate = match outcome {
-                Ok(None) => Fate::Output(output),
-                Ok(Some(allowed)) => {
-                    cost += SETUP_COST;
-                    self.log_allowed(&allowed, tuple, burst.now);
-                    Fate::Output(output)
+            let Some(key) = remaining.next() else { break };
+            let head = burst.tx.head_of(slot);
+            let known = match output {
+                Output::Port(port) if port == aim.port || aim.turn(burst.policy, burst.from, port) => {
+                    aim.holds(&table, key, (record, head), burst.now)
                 }
-                Err(denial) => {
-                    cost += SETUP_COST;
-                    if let Some(entry) = denial.ends {
-                        table.close(entry);
-                    }
-                    self.log_denied(&denial, tuple, burst.now);
-                    let at = if denial.reason.at_receiver() {
-                        reporter
-                    } else {
-                        burst.index
-                    };
-                    Fate::Refused {
-                        reason: denial.reason,
-                        at,
-                        reject: denial.reject,
-                    }
+                _ => Known::Unsure,
+            };
+            *fate = match known {
+                Known::Passes => Fate::Output(output),
+                Known::Invalid => Fate::Refused {
+                    reason: DropReason::CtInvalid,
+                    at: burst.index,
+                    reject: false,
+                },
+                Known::Unsure => {
+                    let (fate, more) = self.think(&table, key, (slot, output), &mut burst);
+                    cost += more;
+                    fate
                 }
             };
         }
-        keys.clear();
-        packets.clear();
-        (self.keys, self.packets, self.table) = (keys, packets, Some(table));
+        (self.keys, self.table) = (keys, Some(table));
         cost
+    }
+
+    /// Decides about a packet of which more has to be asked than whether its connection is known. What becomes of it, and
+    /// what that cost beyond the frame, in frames.
+    #[inline(never)]
+    fn think(
+        &mut self,
+        table: &Table,
+        key: &Key,
+        (slot, output): (usize, Output),
+        burst: &mut Burst<'_>,
+    ) -> (Fate, usize) {
+        let Some(record) = burst.tx.records().get(slot) else {
+            return (Fate::Drop(DropReason::UnknownDestination), 0);
+        };
+        let (to, reporter) = match output {
+            Output::Port(port) => (burst.policy.rules(port), port),
+            Output::Flood => (None, burst.index),
+        };
+        let tuple = &tracked::tuple(record, burst.tx.head_of(slot), burst.from.zone);
+        let question = Question {
+            record,
+            head: burst.tx.head_of(slot),
+            tuple,
+            from: burst.from,
+            to: to.unwrap_or(burst.from),
+            now: burst.now,
+        };
+        let outcome = match output {
+            Output::Port(_) => self.one(table, key, &question, burst.datagrams),
+            Output::Flood => self.flood(&question, burst.policy.filters(burst.from)),
+        };
+        match outcome {
+            Ok(None) => (Fate::Output(output), 0),
+            Ok(Some(allowed)) => {
+                self.log_allowed(&allowed, tuple, burst.now);
+                (Fate::Output(output), SETUP_COST)
+            }
+            Err(denial) => {
+                if let Some(entry) = denial.ends {
+                    table.close(entry);
+                }
+                self.log_denied(&denial, tuple, burst.now);
+                let fate = Fate::Refused {
+                    reason: denial.reason,
+                    at: if denial.reason.at_receiver() {
+                        reporter
+                    } else {
+                        burst.index
+                    },
+                    reject: denial.reject,
+                };
+                (fate, SETUP_COST)
+            }
+        }
     }
 
     /// Decides about a packet for one port. By which judgement, if there was one.
@@ -108,7 +213,7 @@ impl Firewall {
         datagrams: &mut Datagrams,
     ) -> Result<Option<Allowed>, Denial> {
         match question.record.fragment {
-            Fragment::No if !is_icmp_error(question.tuple) => self.pass(table, key, question),
+            Fragment::No if !question.is_icmp_error() => self.pass(table, key, question),
             Fragment::No => self.related(table, question),
             Fragment::First => {
                 let passed = self.pass(table, key, question);

@@ -204,7 +204,7 @@ fn pings_have_answers_and_answers_have_pings() {
     );
     let groups = vec![group("ping", EgressDefault::Deny, vec![icmp])];
     let mut guests = Filtered::new(groups, &[None, Some(&["ping"])]);
-    assert_eq!(guests.send(0, &pong(1, 2)), Err(DropReason::IngressNoRule));
+    assert_eq!(guests.send(0, &pong(1, 2)), Err(DropReason::CtInvalid));
     assert_eq!(guests.send(0, &ping(mac(1), mac(2))), Ok(vec![1]));
     assert_eq!(guests.send(1, &pong(2, 1)), Ok(vec![0]));
     assert_eq!(guests.send(1, &ping(mac(2), mac(1))), Err(DropReason::EgressNoRule));
@@ -258,7 +258,7 @@ fn a_connection_survives_a_new_policy_only_if_that_would_open_it() {
     guests.set(vec![with(81)], &[None, Some(&["more"])]);
     let (back_outcome, there_outcome) = both(&mut guests);
     assert_eq!(back_outcome, Err(DropReason::IngressNoRule));
-    assert_eq!(there_outcome, Err(DropReason::IngressNoRule));
+    assert_eq!(there_outcome, Err(DropReason::CtInvalid), "it has ended");
     // It comes back, but the connection does not.
     guests.set(vec![with(80)], &[None, Some(&["more"])]);
     assert_eq!(guests.send(0, &there), Err(DropReason::CtInvalid));
