@@ -1,4 +1,4 @@
-//! The broker: registry of cards, networks, ports, volumes and grants, and their allocator.
+//! The broker: registry of cards, networks, security groups, ports, volumes and grants, and their allocator.
 #![forbid(unsafe_code)]
 
 pub mod api;

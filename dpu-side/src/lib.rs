@@ -9,7 +9,7 @@
 //!
 //! One thread, [`enforcement`], decides; it runs the pure core of `outboard_protocol::card_side` and performs its
 //! effects in order. The datapath runs on the worker of `outboard_engine` and is reached only by closures between two
-//! breaths. What must not wait for a disk, silence after a revocation, goes past the enforcement through the [`gate`].
+//! breaths. Security groups are compiled by [`policy`] on the deciding thread; the worker takes over what is finished. What must not wait for a disk, silence after a revocation, goes past the enforcement through the [`gate`].
 #![forbid(unsafe_code)]
 
 pub mod broker_channel;

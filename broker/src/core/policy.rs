@@ -9,6 +9,7 @@ use outboard_api::{
     group::{GroupSpec, RuleSpec},
     port::PortSpec,
 };
+use outboard_controls::{Check, on};
 use outboard_protocol::{
     desired::{AddressSet, DesiredState, Group, MEMBER_ADDRESSES_MAX, Members},
     id::Name,
@@ -22,7 +23,7 @@ use crate::inventory::{Action, CardRecord, Inventory, PortRecord, Record, Record
 pub fn withheld(inventory: &Inventory, port: &PortRecord) -> Option<Refusal> {
     port.spec.groups.as_ref()?;
     let card = inventory.cards.get(&port.placement.card)?;
-    (!card.knows_groups()).then(|| {
+    (!card.knows_groups() && on(Check::FilteredPlacement)).then(|| {
         let text = format!(
             "port {} has security groups, and {}: {}",
             port.spec.name,
@@ -241,3 +242,7 @@ fn unused(object: &str, users: &[String], remedy: &str) -> Result<(), Failure> {
     let message = format!("{object} is used by {}: {shown}{more}", users.len());
     Err(Failure::about(409, "in_use", object, message, remedy))
 }
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

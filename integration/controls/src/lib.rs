@@ -120,6 +120,8 @@ pub enum Check {
     RelatedError,
     /// The connection table's hash has keys that no guest knows.
     KeyedHash,
+    /// A port with security groups is kept from a card that cannot filter.
+    FilteredPlacement,
 }
 
 const ALL: &[(Check, &str)] = &[
@@ -178,6 +180,7 @@ const ALL: &[(Check, &str)] = &[
     (Check::ConnectionWindow, "connection-window"),
     (Check::RelatedError, "related-error"),
     (Check::KeyedHash, "keyed-hash"),
+    (Check::FilteredPlacement, "filtered-placement"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.
