@@ -6,7 +6,7 @@ use crate::{
     entry::EntryRef,
     state::{Life, State},
     table::Table,
-    tcp::Tracked,
+    tcp::{Tracked, window::Flag},
     time::{ns_of, tick},
     tuple::{Address, Tuple},
 };
@@ -33,7 +33,7 @@ pub struct Connection {
     /// How long it will live without another packet, in nanoseconds, to a tick. 0: its time is up.
     pub left_ns: u64,
     /// TCP: each end's window scale, if both offered one; original end first.
-    pub scales: Option<[u8; 2]>,
+    pub scales: Option<[u16; 2]>,
     /// The caller's words, as last published.
     pub words: [u64; 3],
 }
@@ -171,8 +171,8 @@ impl Table {
             age_ns: ns_of(now.saturating_sub(opened)),
             left_ns: ns_of((deadline + 1).saturating_sub(now)),
             scales: ends
-                .filter(|e| e.iter().all(|end| end.scales))
-                .map(|e| e.map(|end| end.scale)),
+                .filter(|e| e.iter().all(|end| end.is(Flag::Scales)))
+                .map(|e| e.map(|end| end.scale())),
             words: image.words,
         })
     }

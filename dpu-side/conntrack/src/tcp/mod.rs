@@ -16,7 +16,7 @@ pub use window::Outside;
 use outboard_controls::{Check, on};
 use segment::{Kind, Offer};
 use transitions::{Next, next};
-use window::{End, Place, introduce, is_before, is_old_news, join, place};
+use window::{End, Flag, Place, introduce, is_before, is_old_news, join, place};
 
 use crate::{
     state::{Life, State},
@@ -102,8 +102,8 @@ pub(crate) fn open(segment: &Segment<'_>, lax: Laxness) -> Result<(State, Tracke
             Ok((State::SynSent, tracked))
         }
         Kind::Ack if lax.pick_up => {
-            original.selective_ack = true;
-            original.liberal = true;
+            original.set(Flag::SelectiveAck);
+            original.set(Flag::Liberal);
             *reply = *original;
             join(
                 original,
@@ -167,7 +167,7 @@ impl Tracked {
         }
         life.state = after;
         if before != after && after == State::FinWait {
-            self.ends[direction.index()].closed_first = true;
+            self.ends[direction.index()].set(Flag::ClosedFirst);
         }
         let mut timeout = self.timeout(after, kind, segment, timeouts);
         if !life.replied {
@@ -211,7 +211,7 @@ impl Tracked {
             Next::PassBy => self.pass_by(life, direction, segment, kind),
             Next::To(State::SynSent) if matches!(state, State::TimeWait | State::Close) => {
                 let was_reset = self.last == Kind::Reset && self.last_direction == direction;
-                if was_reset || self.ends.iter().any(|e| e.closed_first) {
+                if was_reset || self.ends.iter().any(|e| e.is(Flag::ClosedFirst)) {
                     return Step::Reopen;
                 }
                 self.pass_by(life, direction, segment, kind)
@@ -248,15 +248,7 @@ impl Tracked {
             // It acknowledges the SYN that we let through: they begin anew, and so do we.
             self.expects_challenge = false;
             self.ends[direction.index()] = End::default();
-            self.ends[direction.reverse().index()] = End {
-                end: self.last_end,
-                end_max: self.last_end,
-                window_max: u32::from(self.last_window).max(1),
-                scale: self.offer.scale.unwrap_or(0),
-                scales: self.offer.scale.is_some(),
-                selective_ack: self.offer.selective_ack,
-                ..End::default()
-            };
+            self.ends[direction.reverse().index()] = End::of_syn(self.last_end, self.last_window, self.offer);
             life.state = State::SynSent;
             return Step::To(State::SynRecv);
         }
@@ -284,7 +276,7 @@ impl Tracked {
             return Step::Without(to);
         }
         let is_settled = life.state == State::Established && life.assured;
-        if receiver.has_acknowledged && self.last != Kind::Syn && (is_settled || sequence != 0) {
+        if receiver.is(Flag::HasAcknowledged) && self.last != Kind::Syn && (is_settled || sequence != 0) {
             if is_before(sequence, receiver.acknowledged) && on(Check::ConnectionWindow) {
                 return Step::Invalid(Reason::Reset);
             }
@@ -343,7 +335,7 @@ impl Tracked {
             State::TimeWait => timeouts.time_wait,
             State::Close | State::Unreplied | State::Replied | State::Stream => timeouts.close,
         };
-        if self.ends.iter().any(|e| e.unacknowledged) {
+        if self.ends.iter().any(|e| e.is(Flag::Unacknowledged)) {
             timeout.min(timeouts.unacknowledged)
         } else if segment.window == 0 {
             timeout.min(timeouts.zero_window)
@@ -355,7 +347,7 @@ impl Tracked {
     /// May `sequence` be that of a segment which `direction` has in flight? For errors about segments (RFC 5927 §4).
     pub fn is_in_flight(&self, direction: Direction, sequence: u32) -> bool {
         let (sender, receiver) = (&self.ends[direction.index()], &self.ends[direction.reverse().index()]);
-        let oldest = if receiver.has_acknowledged {
+        let oldest = if receiver.is(Flag::HasAcknowledged) {
             receiver.acknowledged.wrapping_sub(1)
         } else {
             sender.end.wrapping_sub(receiver.window_max.max(u32::from(u16::MAX)))
@@ -386,20 +378,13 @@ enum Step {
 impl Tracked {
     #[inline]
     pub fn to_words(self) -> ([u64; 5], [u32; 2]) {
-        let [a, b] = &self.ends;
-        let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-        let mut rest = u64::from(end_bits(a)) | u64::from(end_bits(b)) << 16;
+        let [([a, b], first), ([c, d], second)] = self.ends.map(End::to_words);
+        let mut rest = u64::from(first) | u64::from(second) << 16;
         rest |= (self.last as u64) << 32 | (self.last_direction as u64) << 35;
         rest |= u64::from(self.expects_challenge) << 36 | u64::from(self.simultaneous) << 37;
         rest |= u64::from(self.offer.selective_ack) << 38 | u64::from(self.offer.scale.is_some()) << 39;
         rest |= u64::from(self.offer.scale.unwrap_or(0)) << 40 | u64::from(self.last_window) << 48;
-        let words = [
-            pair(a.end, a.end_max),
-            pair(a.window_max, a.acknowledged),
-            pair(b.end, b.end_max),
-            pair(b.window_max, b.acknowledged),
-            rest,
-        ];
+        let words = [a, b, c, d, rest];
         (words, [self.last_end, self.last_acknowledged])
     }
 
@@ -410,8 +395,8 @@ impl Tracked {
         let bit = |n: u32| rest >> n & 1 == 1;
         Self {
             ends: [
-                end_from(words[0], words[1], rest as u16),
-                end_from(words[2], words[3], (rest >> 16) as u16),
+                End::from_words(words[0], words[1], rest as u16),
+                End::from_words(words[2], words[3], (rest >> 16) as u16),
             ],
             last: Kind::from_bits((rest >> 32) as u8),
             last_direction: if bit(35) { Direction::Reply } else { Direction::Original },
@@ -425,34 +410,5 @@ impl Tracked {
             last_end: cold[0],
             last_acknowledged: cold[1],
         }
-    }
-}
-
-#[inline]
-fn end_bits(end: &End) -> u16 {
-    u16::from(end.scale)
-        | u16::from(end.scales) << 4
-        | u16::from(end.selective_ack) << 5
-        | u16::from(end.closed_first) << 6
-        | u16::from(end.unacknowledged) << 7
-        | u16::from(end.has_acknowledged) << 8
-        | u16::from(end.liberal) << 9
-}
-
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "fields of words")]
-fn end_from(ends: u64, windows: u64, bits: u16) -> End {
-    End {
-        end: (ends >> 32) as u32,
-        end_max: ends as u32,
-        window_max: (windows >> 32) as u32,
-        acknowledged: windows as u32,
-        scale: bits as u8 & 15,
-        scales: bits >> 4 & 1 == 1,
-        selective_ack: bits >> 5 & 1 == 1,
-        closed_first: bits >> 6 & 1 == 1,
-        unacknowledged: bits >> 7 & 1 == 1,
-        has_acknowledged: bits >> 8 & 1 == 1,
-        liberal: bits >> 9 & 1 == 1,
     }
 }

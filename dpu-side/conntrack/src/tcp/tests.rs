@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 
-use super::{ACK, FIN, Kind, Laxness, Outcome, RST, SYN, Segment, Tracked, window::End};
+use super::{
+    ACK, FIN, Kind, Laxness, Outcome, RST, SYN, Segment, Tracked,
+    window::{End, Flag},
+};
 use crate::{
     state::{Life, State},
     time::{TimeoutTicks, Timeouts},
@@ -19,28 +22,10 @@ fn end() -> impl Strategy<Value = End> {
         prop_oneof![Just(0), Just(1200), Just(100_000_u32)],
         near(),
     );
-    (numbers, 0..3_u8, any::<[bool; 6]>()).prop_map(|((end, end_max, window_max, acknowledged), scale, flags)| {
-        let [
-            scales,
-            selective_ack,
-            closed_first,
-            unacknowledged,
-            has_acknowledged,
-            liberal,
-        ] = flags;
-        End {
-            end,
-            end_max,
-            window_max,
-            acknowledged,
-            scale,
-            scales,
-            selective_ack,
-            closed_first,
-            unacknowledged,
-            has_acknowledged,
-            liberal,
-        }
+    let bits = (0..3_u16, 0..64_u16).prop_map(|(scale, flags)| scale | flags << 4);
+    (numbers, bits).prop_map(|((end, end_max, window_max, acknowledged), bits)| {
+        let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        End::from_words(pair(end, end_max), pair(window_max, acknowledged), bits)
     })
 }
 
@@ -101,14 +86,8 @@ proptest! {
 
 #[test]
 fn a_repeated_acknowledgement_is_nothing_new() {
-    let known = End {
-        end: 1000,
-        end_max: 2000,
-        window_max: 500,
-        acknowledged: 1000,
-        has_acknowledged: true,
-        ..End::default()
-    };
+    let mut known = End::from_words(1000 << 32 | 2000, 500 << 32 | 1000, 0);
+    known.set(Flag::HasAcknowledged);
     let rest = Tracked::from_words([0, 0, 0, 0, (Kind::Ack as u64) << 32], [0; 2]);
     let tracked = Tracked {
         ends: [known; 2],

@@ -8,7 +8,7 @@ use outboard_controls::{Check, on};
 
 use super::{
     Tracked,
-    segment::{ACK, RST, SYN, Segment},
+    segment::{ACK, Offer, RST, SYN, Segment},
 };
 use crate::{state::State, tuple::Direction};
 
@@ -26,20 +26,88 @@ pub(crate) struct End {
     pub window_max: u32,
     /// The highest acknowledgement it sent.
     pub acknowledged: u32,
-    /// How far its windows are shifted.
-    pub scale: u8,
+    /// How far its windows are shifted, and what is set of the flags below: as an entry keeps it.
+    bits: u16,
+}
+
+/// What may be known of an end.
+#[derive(Debug, Clone, Copy)]
+#[repr(u16)]
+pub(crate) enum Flag {
     /// It offered to scale windows.
-    pub scales: bool,
+    Scales = 1 << 4,
     /// It takes selective acknowledgements.
-    pub selective_ack: bool,
+    SelectiveAck = 1 << 5,
     /// It closed first.
-    pub closed_first: bool,
+    ClosedFirst = 1 << 6,
     /// Something it sent is not acknowledged yet.
-    pub unacknowledged: bool,
-    /// `acknowledged` was seen.
-    pub has_acknowledged: bool,
+    Unacknowledged = 1 << 7,
+    /// An acknowledgement of it was seen.
+    HasAcknowledged = 1 << 8,
     /// Its segments are let through wherever they lie: what came before was not seen.
-    pub liberal: bool,
+    Liberal = 1 << 9,
+}
+
+const SCALE_BITS: u16 = 15;
+
+impl End {
+    /// As an entry keeps it.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "halves of words")]
+    pub const fn from_words(ends: u64, windows: u64, bits: u16) -> Self {
+        Self {
+            end: (ends >> 32) as u32,
+            end_max: ends as u32,
+            window_max: (windows >> 32) as u32,
+            acknowledged: windows as u32,
+            bits,
+        }
+    }
+
+    #[inline]
+    pub const fn to_words(self) -> ([u64; 2], u16) {
+        let ends = (self.end as u64) << 32 | self.end_max as u64;
+        let windows = (self.window_max as u64) << 32 | self.acknowledged as u64;
+        ([ends, windows], self.bits)
+    }
+
+    /// How far its windows are shifted.
+    #[inline]
+    pub const fn scale(&self) -> u16 {
+        self.bits & SCALE_BITS
+    }
+
+    #[inline]
+    pub const fn is(&self, flag: Flag) -> bool {
+        self.bits & flag as u16 != 0
+    }
+
+    #[inline]
+    pub const fn set(&mut self, flag: Flag) {
+        self.bits |= flag as u16;
+    }
+
+    #[inline]
+    const fn clear(&mut self, flag: Flag) {
+        self.bits &= !(flag as u16);
+    }
+
+    /// One that has sent a SYN with this offer, and nothing else.
+    pub(super) fn of_syn(end: u32, window: u16, offer: Offer) -> Self {
+        let mut bits = offer
+            .scale
+            .map_or(0, |scale| u16::from(scale) & SCALE_BITS | Flag::Scales as u16);
+        if offer.selective_ack {
+            bits |= Flag::SelectiveAck as u16;
+        }
+        Self {
+            end,
+            end_max: end,
+            window_max: u32::from(window).max(1),
+            acknowledged: 0,
+            bits,
+        }
+    }
 }
 
 /// What the window says of a segment.
@@ -84,7 +152,7 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
     let mut sequence = segment.sequence;
     let mut end = segment.end();
     let (mut ack, mut sack) = (segment.acknowledgement, segment.acknowledgement);
-    if receiver.selective_ack && segment.has(ACK) {
+    if receiver.is(Flag::SelectiveAck) && segment.has(ACK) {
         sack = segment.highest_acknowledged();
     }
 
@@ -123,7 +191,7 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
         {
             // Only a little too much. Should the receiver take it, its acknowledgement must not be refused.
             sender.end = end;
-            sender.unacknowledged = true;
+            sender.set(Flag::Unacknowledged);
             Place::Aside
         } else {
             Place::Out(Outside::Beyond)
@@ -136,22 +204,22 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
         Place::In
     };
     if place != Place::In {
-        return if lax || sender.liberal || !on(Check::ConnectionWindow) {
+        return if lax || sender.is(Flag::Liberal) || !on(Check::ConnectionWindow) {
             Place::In
         } else {
             place
         };
     }
 
-    let window = u32::from(segment.window) << if segment.has(SYN) { 0 } else { sender.scale };
+    let window = u32::from(segment.window) << if segment.has(SYN) { 0 } else { sender.scale() };
     sender.window_max = sender.window_max.max(window.saturating_add(sack.wrapping_sub(ack)));
     if is_after(end, sender.end) {
         sender.end = end;
-        sender.unacknowledged = true;
+        sender.set(Flag::Unacknowledged);
     }
-    if segment.has(ACK) && (!sender.has_acknowledged || is_after(ack, sender.acknowledged)) {
+    if segment.has(ACK) && (!sender.is(Flag::HasAcknowledged) || is_after(ack, sender.acknowledged)) {
         sender.acknowledged = ack;
-        sender.has_acknowledged = true;
+        sender.set(Flag::HasAcknowledged);
     }
     if receiver.window_max != 0 && is_after(end, sender.end_max) {
         receiver.window_max = receiver.window_max.saturating_add(end.wrapping_sub(sender.end_max));
@@ -161,7 +229,7 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
         receiver.end_max = if window == 0 { offered.wrapping_add(1) } else { offered };
     }
     if ack == receiver.end {
-        receiver.unacknowledged = false;
+        receiver.clear(Flag::Unacknowledged);
     }
     Place::In
 }
@@ -170,12 +238,12 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
 #[inline]
 pub(super) fn is_old_news(sender: &End, receiver: &End, segment: &Segment<'_>) -> bool {
     let (end, ack) = (segment.end(), segment.acknowledgement);
-    let sack = if receiver.selective_ack {
+    let sack = if receiver.is(Flag::SelectiveAck) {
         segment.highest_acknowledged()
     } else {
         ack
     };
-    let window = u32::from(segment.window) << sender.scale;
+    let window = u32::from(segment.window) << sender.scale();
     let offered = sack.wrapping_add(window);
     let oldest = sender.end.wrapping_sub(receiver.window_max).wrapping_sub(1);
     let oldest_ack = receiver
@@ -192,35 +260,26 @@ pub(super) fn is_old_news(sender: &End, receiver: &End, segment: &Segment<'_>) -
         & !is_after(sack, receiver.end)
         & is_after(sack, oldest_ack)
         & (window.saturating_add(sack.wrapping_sub(ack)) <= sender.window_max)
-        & sender.has_acknowledged
+        & sender.is(Flag::HasAcknowledged)
         & !is_after(ack, sender.acknowledged)
         & (is_before(offered, receiver.end_max) | ((offered == receiver.end_max) & (window != 0)))
-        & !(receiver.unacknowledged & (ack == receiver.end))
+        & !(receiver.is(Flag::Unacknowledged) & (ack == receiver.end))
 }
 
 /// What `end` says with its (first, or once more) SYN.
 pub(super) fn introduce(sender: &mut End, receiver: &mut End, direction: Direction, segment: &Segment<'_>) {
-    let offer = segment.offer();
-    *sender = End {
-        end: segment.end(),
-        end_max: segment.end(),
-        window_max: u32::from(segment.window).max(1),
-        scale: offer.scale.unwrap_or(0),
-        scales: offer.scale.is_some(),
-        selective_ack: offer.selective_ack,
-        ..End::default()
-    };
+    *sender = End::of_syn(segment.end(), segment.window, segment.offer());
     // Windows are scaled only if both ends offer it (RFC 7323 §2.2).
-    if direction == Direction::Reply && !(sender.scales && receiver.scales) {
-        sender.scale = 0;
-        receiver.scale = 0;
+    if direction == Direction::Reply && !(sender.is(Flag::Scales) && receiver.is(Flag::Scales)) {
+        sender.bits &= !SCALE_BITS;
+        receiver.bits &= !SCALE_BITS;
     }
 }
 
 /// Begin with an end in the middle of its connection.
 pub(super) fn join(sender: &mut End, receiver: &mut End, end: u32, sack: u32, window: u16) {
     sender.end = end;
-    sender.window_max = (u32::from(window) << sender.scale).max(1);
+    sender.window_max = (u32::from(window) << sender.scale()).max(1);
     sender.end_max = end.wrapping_add(sender.window_max);
     if receiver.window_max == 0 {
         // Nothing of the other end was seen: whatever is acknowledged was sent.
