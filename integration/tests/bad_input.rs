@@ -98,11 +98,24 @@ fn topology_files_that_are_refused() -> Outcome {
         ],
     );
 
-    let said = refusal(&site, &format!("{TOPOLOGY}[[group]]\nname = \"web\"\n"))?;
+    let group = "[[group]]\nname = \"web\"\n[[group.rule]]\ndirection = \"ingress\"\n";
+    let said = refusal(&site, &format!("{TOPOLOGY}{group}ports = \"80\"\n"))?;
     assert_says(
         &said,
-        &["security groups", "not in this version", "fix: remove [[group]]"],
+        &[
+            "group web (line 19)",
+            "rule 1",
+            "protocol any has no 'ports'",
+            "fix: remove 'ports', or write protocol",
+        ],
     );
+    let said = refusal(&site, &format!("{TOPOLOGY}{group}from = \"10.0.0.1/24\"\n"))?;
+    assert_says(
+        &said,
+        &["subnet '10.0.0.1/24'", "beyond its prefix", "10.0.0.0/24", "fix:"],
+    );
+    let said = refusal(&site, &TOPOLOGY.replacen("card =", "groups = [\"web\"]\ncard =", 1))?;
+    assert_says(&said, &["port vm1", "group", "web", "fix:"]);
 
     let encrypted = VOLUME.replace("card =", "encryption = \"aes-256-xts\"\ncard =");
     let said = refusal(&site, &format!("{TOPOLOGY}{encrypted}"))?;
