@@ -204,3 +204,6 @@ impl Node {
 fn slice<I>(items: &[I], (first, count): (u32, u32)) -> &[I] {
     items.get(first as usize..(first + count) as usize).unwrap_or(&[])
 }
+
+#[cfg(test)]
+mod tests;
