@@ -339,8 +339,7 @@ impl Table {
         generation(seen) == at.generation
             && life.state == State::Established
             && life.assured
-            && Tracked::from_words(protocol, [0; 2])
-                .nothing_new(direction, segment, &self.timeouts)
+            && tcp::nothing_new(&protocol, direction, segment, &self.timeouts)
                 .is_some_and(|timeout| timeout.deadline(now, life.deadline) == life.deadline)
     }
 

@@ -188,20 +188,6 @@ impl Tracked {
         (Outcome::Ok, Some(timeout))
     }
 
-    /// If `segment` tells an established connection nothing that it doesn't know: the timeout that holds.
-    /// [`Tracked::step`] would accept it and change nothing either.
-    #[inline]
-    pub fn nothing_new(&self, direction: Direction, segment: &Segment<'_>, timeouts: &TimeoutTicks) -> Option<Ticks> {
-        let [original, reply] = &self.ends;
-        let (sender, receiver) = match direction {
-            Direction::Original => (original, reply),
-            Direction::Reply => (reply, original),
-        };
-        let is_plain = segment.kind() == Kind::Ack && self.last == Kind::Ack;
-        (is_plain && is_old_news(sender, receiver, segment))
-            .then(|| self.timeout(State::Established, Kind::Ack, segment, timeouts))
-    }
-
     /// Which state the segment leads to, before its place in the window is looked at.
     #[inline]
     fn advance(&mut self, life: &mut Life, direction: Direction, segment: &Segment<'_>, kind: Kind) -> Step {
@@ -335,13 +321,8 @@ impl Tracked {
             State::TimeWait => timeouts.time_wait,
             State::Close | State::Unreplied | State::Replied | State::Stream => timeouts.close,
         };
-        if self.ends.iter().any(|e| e.is(Flag::Unacknowledged)) {
-            timeout.min(timeouts.unacknowledged)
-        } else if segment.window == 0 {
-            timeout.min(timeouts.zero_window)
-        } else {
-            timeout
-        }
+        let waits = self.ends.iter().any(|e| e.is(Flag::Unacknowledged));
+        bounded(timeout, waits, segment, timeouts)
     }
 
     /// May `sequence` be that of a segment which `direction` has in flight? For errors about segments (RFC 5927 §4).
@@ -354,6 +335,45 @@ impl Tracked {
         };
         sender.window_max != 0 && !is_before(sequence, oldest) && !is_before(sender.end, sequence)
     }
+}
+
+/// A timeout that is shorter while data waits for its acknowledgement, or a window is shut.
+#[inline]
+fn bounded(timeout: Ticks, waits: bool, segment: &Segment<'_>, timeouts: &TimeoutTicks) -> Ticks {
+    if waits {
+        timeout.min(timeouts.unacknowledged)
+    } else if segment.window == 0 {
+        timeout.min(timeouts.zero_window)
+    } else {
+        timeout
+    }
+}
+
+/// If `segment` tells an established connection, packed in `words`, nothing that isn't known: the timeout that holds.
+/// [`Tracked::step`] would accept it and change nothing either.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "fields of words")]
+pub(crate) fn nothing_new(
+    words: &[u64; 5],
+    direction: Direction,
+    segment: &Segment<'_>,
+    timeouts: &TimeoutTicks,
+) -> Option<Ticks> {
+    let [a, b, c, d, rest] = *words;
+    let bits = [rest as u16, (rest >> 16) as u16];
+    let ends = [End::from_words(a, b, bits[0]), End::from_words(c, d, bits[1])];
+    let (sender, receiver) = match direction {
+        Direction::Original => (ends[0], ends[1]),
+        Direction::Reply => (ends[1], ends[0]),
+    };
+    if segment.kind() != Kind::Ack || Kind::from_bits((rest >> 32) as u8) != Kind::Ack {
+        return None;
+    }
+    if !is_old_news(&sender, &receiver, segment) {
+        return None;
+    }
+    let waits = sender.is(Flag::Unacknowledged) | receiver.is(Flag::Unacknowledged);
+    Some(bounded(timeouts.established, waits, segment, timeouts))
 }
 
 const fn is_closing(state: State) -> bool {

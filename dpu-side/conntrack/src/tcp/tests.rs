@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::{
-    ACK, FIN, Kind, Laxness, Outcome, RST, SYN, Segment, Tracked,
+    ACK, FIN, Kind, Laxness, Outcome, RST, SYN, Segment, Tracked, nothing_new,
     window::{End, Flag},
 };
 use crate::{
@@ -65,7 +65,7 @@ proptest! {
     fn nothing_new_is_nothing_new(tracked in tracked(), segment in segment(), is_reply in any::<bool>()) {
         let timeouts = TimeoutTicks::from(&Timeouts::default());
         let direction = if is_reply { Direction::Reply } else { Direction::Original };
-        if let Some(timeout) = tracked.nothing_new(direction, &segment, &timeouts) {
+        if let Some(timeout) = nothing_new(&tracked.to_words().0, direction, &segment, &timeouts) {
             let before = Life { state: State::Established, replied: true, assured: true, deadline: 0 };
             let (mut life, mut after) = (before, tracked);
             let (outcome, full) = after.step(&mut life, direction, &segment, Laxness::default(), &timeouts);
@@ -103,7 +103,7 @@ fn a_repeated_acknowledgement_is_nothing_new() {
         options: &[],
     };
     assert_eq!(
-        tracked.nothing_new(Direction::Reply, &repeated, &timeouts),
+        nothing_new(&tracked.to_words().0, Direction::Reply, &repeated, &timeouts),
         Some(timeouts.established)
     );
     for segment in [
@@ -125,7 +125,7 @@ fn a_repeated_acknowledgement_is_nothing_new() {
         },
     ] {
         assert_eq!(
-            tracked.nothing_new(Direction::Reply, &segment, &timeouts),
+            nothing_new(&tracked.to_words().0, Direction::Reply, &segment, &timeouts),
             None,
             "{segment:?}"
         );
