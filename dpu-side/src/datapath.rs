@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, mpsc::SyncSender},
 };
 
+use outboard_conntrack::Table;
 use outboard_engine::{Io, Workload};
 use outboard_firewall::Policy;
 use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
@@ -16,7 +17,7 @@ use outboard_vhost_user::{DeviceError, QueueResources};
 use outboard_vswitch::{PortCounters, PortPolicy, Switch};
 use vhost_blk_dpu::BlkUnit;
 
-use crate::{message::Message, volume_totals::VolumeTotals};
+use crate::{message::Message, policy::CONNECTIONS, volume_totals::VolumeTotals};
 
 mod report;
 
@@ -76,6 +77,11 @@ impl Datapath {
     /// back: dropping it may take longer than a worker has.
     pub fn set_policy(&mut self, policies: Vec<PortPolicy>, firewall: Arc<Policy>) -> Arc<Policy> {
         self.switch.set_policy(policies, firewall)
+    }
+
+    /// Keeps connections in this table from now on, made for [`CONNECTIONS`].
+    pub fn set_connections(&mut self, table: Arc<Table>) {
+        self.switch.set_connections(table, CONNECTIONS);
     }
 
     /// Forgets what other volumes than these counted: they are gone.

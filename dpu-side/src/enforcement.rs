@@ -341,8 +341,12 @@ impl Enforcement {
         let core = &self.core;
         self.history
             .keep(|object| core.desired().describes(object) || core.binding(object).is_some());
+        let connections = self.filters.connections(self.core.desired());
         let former = self.parts.worker.call(move |datapath, _| {
             datapath.set_volumes(&volumes);
+            if let Some(table) = connections {
+                datapath.set_connections(table);
+            }
             datapath.set_policy(policies, firewall)
         })?;
         // Here, and not on the worker: a large policy takes its time to drop.

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use outboard_conntrack::{Config, Table};
 use outboard_firewall as firewall;
 use outboard_firewall::{Policy, PolicyError, Spec};
 use outboard_protocol::{
@@ -12,10 +13,16 @@ use outboard_protocol::{
 };
 use outboard_vswitch::PortPolicy;
 
+/// Connections that the card follows at a time, of all its ports with groups and those in their networks: two of them may
+/// have a million each. They take some 380 MiB, from the first port with groups on.
+pub const CONNECTIONS: u32 = 1 << 21;
+
 /// The firewall of this card's ports, compiled.
 #[derive(Default)]
 pub struct Filters {
     compiled: Arc<Policy>,
+    /// The table of connections was made.
+    follows: bool,
     /// What it was compiled from, by name: what has not changed is handed over as it is.
     groups: BTreeMap<Name, (desired::Group, Arc<firewall::Group>)>,
     sets: BTreeMap<Name, (desired::AddressSet, Arc<firewall::AddressSet>)>,
@@ -37,6 +44,19 @@ impl Filters {
             }
         };
         self.compiled.clone()
+    }
+
+    /// The table of connections, once: when the first port has groups. It is made here because that takes its time.
+    pub fn connections(&mut self, state: &DesiredState) -> Option<Arc<Table>> {
+        if self.follows || state.ports.iter().all(|port| port.groups.is_none()) {
+            return None;
+        }
+        self.follows = true;
+        Some(Arc::new(Table::new(&Config {
+            entries: CONNECTIONS,
+            ports: u32::try_from(firewall::limits::PORTS_MAX).unwrap_or(u32::MAX),
+            ..Config::default()
+        })))
     }
 
     fn spec(&mut self, state: &DesiredState) -> Spec {
