@@ -6,6 +6,7 @@
 //! | [`binding`], [`grant`] | who has what, and who may |
 //! | [`topology`] | the declarative file: parsing, checking, and the difference between two of them |
 //! | [`explain`], [`trace`] | why an object is as it is; what would become of a packet |
+//! | [`capture`], [`flow`] | frames at a port; connections |
 //! | [`error`] | the body of every 4xx and 5xx answer |
 //! | [`size`], [`subnet`] | values that people write |
 //!
@@ -14,9 +15,11 @@
 
 pub mod address_set;
 pub mod binding;
+pub mod capture;
 pub mod card;
 pub mod error;
 pub mod explain;
+pub mod flow;
 pub mod grant;
 pub mod group;
 pub mod health;

@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        address_set, apply, binding, card, explain, grant, group, network, operator, port, status, trace, volume,
+        address_set, apply, binding, capture, card, explain, flow, grant, group, network, operator, port, status,
+        trace, volume,
     },
     options::Global,
     up,
@@ -70,6 +71,10 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     /// What would become of a packet that a port's guest sent
     Trace(trace::TraceArgs),
+    /// Frames that pass a port, with the reason of each drop, into a pcapng file
+    Capture(capture::CaptureArgs),
+    /// Connections that the firewall follows: list, flush
+    Flow(flow::FlowArgs),
     /// Every reason for which frames are dropped, with its meaning
     Reasons(explain::ReasonsArgs),
     /// People and programs that may use the broker's network API: issue

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use crate::{
     args::Command,
     commands::{
-        address_set, apply, binding, card, explain, grant, group, network, operator, port, status, trace, volume,
+        address_set, apply, binding, capture, card, explain, flow, grant, group, network, operator, port, status,
+        trace, volume,
     },
     error::CliError,
     options::Global,
@@ -33,6 +34,8 @@ pub async fn run(global: &Global, command: Command) -> Result<ExitCode, CliError
         Command::Binding(args) => binding::run(global, &args).await.map(done),
         Command::Explain(args) => explain::explain(global, &args).await.map(done),
         Command::Trace(args) => trace::run(global, &args).await.map(done),
+        Command::Capture(args) => capture::run(global, &args).await.map(done),
+        Command::Flow(args) => flow::run(global, &args).await.map(done),
         Command::Reasons(args) => explain::reasons(global, &args).await.map(done),
         Command::Operator(args) => operator::run(global, &args).await.map(done),
         Command::Child(args) => Err(up::child::run(&args)),

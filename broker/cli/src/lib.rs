@@ -18,6 +18,7 @@ pub mod error;
 pub mod options;
 pub mod output;
 pub mod paths;
+pub mod pcapng;
 pub mod up;
 
 use std::process::ExitCode;

@@ -14,6 +14,8 @@
 //!          | "from" mac | "to" mac | "vlan" n                          all
 //! ```
 //!
+//! [`parse_filter`] reads filters, for captures and flows.
+//!
 //! # What it doesn't implement
 //!
 //! IPv4 options, IPv6 extension headers other than the fragment header, TCP options, payloads with a meaning.
@@ -21,8 +23,10 @@
 
 mod build;
 mod error;
+mod filter;
 mod lexer;
 mod packet;
 
 pub use error::{EXPRESSION_LEN_MAX, ExpressionError};
+pub use filter::parse_filter;
 pub use packet::{Arp, FragmentKind, Icmp, Link, Packet, Payload, Tcp, Transport};

@@ -2,8 +2,14 @@
 //!
 //! They go over the card channel beside everything else, from [`INQUIRY_VERSION`] of the card protocol on. A question has
 //! a number, chosen by the broker and never used again on that connection, and a deadline; it is answered once, in any
-//! order, or not at all if the card is overtaxed. Both sides bound how many are open. Nothing that is answered here
-//! changes what the card holds, and nothing of it can be reached from a host.
+//! order, or not at all if the card is overtaxed. Both sides bound how many are open. No question changes what the card
+//! holds durably, and nothing of this can be reached from a host.
+
+mod filter;
+
+pub use filter::{FILTER_TERMS_MAX, Facts, Filter, FilterError, Side, Term, Way};
+
+use std::net::IpAddr;
 
 use minicbor::{Decode, Encode, bytes::ByteVec};
 
@@ -21,6 +27,18 @@ pub const QUESTIONS_OPEN_MAX: usize = 16;
 pub const DEADLINE_MAX_MS: u32 = 10_000;
 /// Longest encoded answer, in bytes; a card leaves out what does not fit and says so.
 pub const ANSWER_LEN_MAX: usize = 1 << 20;
+/// Captures that may run at a card at a time.
+pub const CAPTURES_MAX: usize = 4;
+/// Most bytes of a frame that are captured.
+pub const SNAPLEN_MAX: u32 = 16_384;
+/// Bytes of frames that a card keeps of a capture until they are read; what comes while they are full is counted as lost.
+pub const CAPTURE_LEN_MAX: usize = 1 << 20;
+/// A capture that is not read for so long ends, in seconds.
+pub const CAPTURE_UNREAD_S: u32 = 10;
+/// The longest that a capture runs, in seconds.
+pub const CAPTURE_MAX_S: u32 = 3600;
+/// Most flows in one answer.
+pub const FLOWS_MAX: u32 = 4096;
 /// Changes of an object that a card remembers.
 pub const INCIDENTS_MAX: usize = 16;
 
@@ -46,6 +64,65 @@ pub enum Question {
         /// The frame from its Ethernet header on, without a virtio header.
         #[n(1)]
         frame: ByteVec,
+    },
+    /// Keep frames that pass a port from now on, to be read. It ends by itself: see the limits here and above.
+    #[n(3)]
+    OpenCapture {
+        /// The port.
+        #[n(0)]
+        port: Name,
+        /// Which frames.
+        #[n(1)]
+        filter: Filter,
+        /// The first bytes of each that are kept; at most [`SNAPLEN_MAX`].
+        #[n(2)]
+        snaplen: u32,
+        /// After how many frames it ends; none for no such limit.
+        #[n(3)]
+        frames_max: Option<u64>,
+        /// After how many seconds it ends; at most [`CAPTURE_MAX_S`].
+        #[n(4)]
+        seconds_max: u32,
+    },
+    /// What was captured meanwhile?
+    #[n(4)]
+    ReadCapture {
+        /// Which capture.
+        #[n(0)]
+        capture: u64,
+        /// Number of the last frame that was read: it and those before are forgotten.
+        #[n(1)]
+        after: u64,
+    },
+    /// End a capture and forget it.
+    #[n(5)]
+    CloseCapture {
+        /// Which.
+        #[n(0)]
+        capture: u64,
+    },
+    /// Which connections are there?
+    #[n(6)]
+    Flows {
+        /// Of this port, at either end; of all if none is given.
+        #[n(0)]
+        port: Option<Name>,
+        /// Which ones.
+        #[n(1)]
+        filter: Filter,
+        /// How many at most; at most [`FLOWS_MAX`].
+        #[n(2)]
+        limit: u32,
+    },
+    /// End connections: the next packet of each is judged as the first of a new one.
+    #[n(7)]
+    FlushFlows {
+        /// Of this port, at either end; of all if none is given.
+        #[n(0)]
+        port: Option<Name>,
+        /// Which ones.
+        #[n(1)]
+        filter: Filter,
     },
 }
 
@@ -80,6 +157,107 @@ pub enum Answer {
         #[n(0)]
         trace: TraceReport,
     },
+    /// To [`Question::OpenCapture`].
+    #[n(4)]
+    CaptureOpened {
+        /// Its number, by which it is read.
+        #[n(0)]
+        capture: u64,
+    },
+    /// To [`Question::ReadCapture`] and [`Question::CloseCapture`].
+    #[n(5)]
+    Captured {
+        /// The oldest frames that were not read yet, as many as fit an answer.
+        #[n(0)]
+        frames: Vec<CapturedFrame>,
+        /// Frames that there was no room for, since the capture was opened.
+        #[n(1)]
+        lost: u64,
+        /// Why nothing more comes, if nothing does.
+        #[n(2)]
+        ended: Option<String>,
+    },
+    /// To [`Question::Flows`].
+    #[n(6)]
+    Flows {
+        /// The connections.
+        #[n(0)]
+        flows: Vec<Flow>,
+        /// There are more than these.
+        #[n(1)]
+        more: bool,
+    },
+    /// To [`Question::FlushFlows`].
+    #[n(7)]
+    Flushed {
+        /// How many connections ended.
+        #[n(0)]
+        count: u64,
+    },
+}
+
+/// A frame that passed a port.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct CapturedFrame {
+    /// Its number in the capture, from 1 on.
+    #[n(0)]
+    pub number: u64,
+    /// When, in nanoseconds since the Unix epoch.
+    #[n(1)]
+    pub unix_ns: u64,
+    /// Which way it passed.
+    #[n(2)]
+    pub way: Way,
+    /// Its whole length in bytes.
+    #[n(3)]
+    pub len: u32,
+    /// Its first bytes.
+    #[n(4)]
+    pub bytes: ByteVec,
+    /// Why it was dropped, if it was: at this port, or by the rules of the one it was for.
+    #[n(5)]
+    pub dropped: Option<Reason>,
+}
+
+/// A connection.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Flow {
+    /// The network it is in.
+    #[n(0)]
+    pub network: Name,
+    /// The IP protocol.
+    #[n(1)]
+    pub protocol: u8,
+    /// Source of its first packet.
+    #[n(2)]
+    pub source: IpAddr,
+    /// Its port. Of ICMP: the identifier.
+    #[n(3)]
+    pub source_port: u16,
+    /// Destination of its first packet.
+    #[n(4)]
+    pub destination: IpAddr,
+    /// Its port. Of ICMP: type times 256 and code.
+    #[n(5)]
+    pub destination_port: u16,
+    /// Where it stands, such as "established".
+    #[n(6)]
+    pub state: String,
+    /// It was answered.
+    #[n(7)]
+    pub replied: bool,
+    /// Seconds since its first packet.
+    #[n(8)]
+    pub age_s: u64,
+    /// Seconds that it lives without another packet.
+    #[n(9)]
+    pub left_s: u64,
+    /// The port that opened it, if it is still there.
+    #[n(10)]
+    pub from: Option<Name>,
+    /// The port on the other side, if it is still there.
+    #[n(11)]
+    pub to: Option<Name>,
 }
 
 /// Why frames are dropped.

@@ -12,7 +12,10 @@ use outboard_protocol::{
         RULES_PER_GROUP_MAX,
     },
     id::{Generation, Incarnation, NAME_LEN_MAX, ObjectKind, ObjectRef},
-    inquiry::{ANSWER_LEN_MAX, DEADLINE_MAX_MS, INCIDENTS_MAX, QUESTIONS_OPEN_MAX},
+    inquiry::{
+        ANSWER_LEN_MAX, CAPTURE_LEN_MAX, CAPTURE_MAX_S, CAPTURE_UNREAD_S, DEADLINE_MAX_MS, FILTER_TERMS_MAX, FLOWS_MAX,
+        INCIDENTS_MAX, QUESTIONS_OPEN_MAX, SNAPLEN_MAX,
+    },
     link::{LINK_MESSAGE_LEN_MAX, LINK_VERSIONS},
     operation::{ID_KEPT_S, RESULT_KEPT_S},
     refusal::{Code, REFUSAL_TEXT_LEN_MAX, Refusal},
@@ -188,7 +191,7 @@ fn the_table_of_reports_is_what_step_does() {
 
 #[test]
 fn the_list_of_limits_is_the_codes() {
-    let limits: [(&str, u64, &str); 27] = [
+    let limits: [(&str, u64, &str); 33] = [
         ("link protocol, lowest version", LINK_VERSIONS.0.into(), ""),
         ("link protocol, highest version", LINK_VERSIONS.1.into(), ""),
         ("card protocol, lowest version", CARD_VERSIONS.0.into(), ""),
@@ -226,6 +229,12 @@ fn the_list_of_limits_is_the_codes() {
         ("open questions of one connection", QUESTIONS_OPEN_MAX as u64, ""),
         ("time for a question", (DEADLINE_MAX_MS / 1000).into(), "s"),
         ("answer to a question", ANSWER_LEN_MAX as u64, "bytes"),
+        ("terms of a filter", FILTER_TERMS_MAX as u64, ""),
+        ("captured bytes of one frame", SNAPLEN_MAX.into(), "bytes"),
+        ("captured bytes that wait to be read", CAPTURE_LEN_MAX as u64, "bytes"),
+        ("a capture that is not read ends after", CAPTURE_UNREAD_S.into(), "s"),
+        ("a capture ends after", CAPTURE_MAX_S.into(), "s"),
+        ("flows in one answer", FLOWS_MAX.into(), ""),
         ("changes of an object that a card remembers", INCIDENTS_MAX as u64, ""),
         ("text of a refusal", REFUSAL_TEXT_LEN_MAX as u64, "bytes"),
         ("drain timeout", DRAIN_TIMEOUT_MS / 1000, "s"),

@@ -1,8 +1,10 @@
 //! The operators' side: HTTP and JSON, over a unix socket of mode 0600 or over mutual TLS.
 
 mod access;
+mod capture;
 mod cards;
 mod explain;
+mod flow;
 mod grants;
 mod groups;
 mod objects;
@@ -93,6 +95,11 @@ pub fn router(api: Api) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(explain::explain))
         .routes(routes!(explain::reasons))
         .routes(routes!(trace::trace))
+        .routes(routes!(capture::open))
+        .routes(routes!(capture::read))
+        .routes(routes!(capture::close))
+        .routes(routes!(flow::list))
+        .routes(routes!(flow::flush))
         .routes(routes!(topology::diff))
         .routes(routes!(topology::apply))
         .split_for_parts();

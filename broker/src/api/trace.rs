@@ -10,7 +10,7 @@ use outboard_api::{
     error::ErrorBody,
     trace::{TraceRequest, TraceView},
 };
-use outboard_packet::Packet;
+use outboard_packet::{ExpressionError, Packet};
 use outboard_protocol::{
     id::{MacAddr, Name},
     inquiry::{Answer, Question},
@@ -73,13 +73,20 @@ pub async fn trace(State(api): State<Api>, path: Path<String>, request: Mutation
     }))
 }
 
-fn bad_packet(text: &str, error: &outboard_packet::ExpressionError) -> Failure {
+fn bad_packet(text: &str, error: &ExpressionError) -> Failure {
+    bad_expression("bad_packet", "packet", text, error)
+}
+
+/// An expression that cannot be understood, and where.
+pub(super) fn bad_expression(code: &str, what: &str, text: &str, error: &ExpressionError) -> Failure {
     let place = error.place.start;
-    let message = format!("the packet cannot be understood at character {}: {error}", {
-        text.get(..place).map_or(place, |before| before.chars().count()) + 1
-    });
-    let remedy = "write it as in: tcp 10.0.0.1:1234 > 10.0.0.2:80";
-    Failure::general(422, "bad_packet", message, remedy)
+    let character = text.get(..place).map_or(place, |before| before.chars().count()) + 1;
+    let message = format!("the {what} cannot be understood at character {character}: {error}");
+    let remedy = match what {
+        "packet" => "write it as in: tcp 10.0.0.1:1234 > 10.0.0.2:80",
+        _ => "write it as in: tcp and host 10.0.0.1 and port 80",
+    };
+    Failure::general(422, code, message, remedy)
 }
 
 /// The MAC that a guest would send the packet to: what its neighbours told it.
@@ -102,17 +109,10 @@ fn destination(inventory: &Inventory, sender: &PortRecord, packet: &Packet) -> R
         }
     );
     let remedy = format!(
-        "give the port that should have it `--address {address}`, or name a destination MAC with `to`: {} to 52:54:00:00:00:02",
-        "… "
+        "declare {address} in the record of the port that should have it, or name a destination MAC: `to 52:54:00:00:00:02`"
     );
     let object = format!("network {network}");
-    Err(Failure::about(
-        422,
-        "no_neighbour",
-        object,
-        message,
-        remedy.replace("… ", "…"),
-    ))
+    Err(Failure::about(422, "no_neighbour", object, message, remedy))
 }
 
 /// The MAC of the port that has an address: by its record, or the link-local one made from its MAC.

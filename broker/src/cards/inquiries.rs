@@ -96,6 +96,7 @@ impl From<AskError> for Failure {
                 Code::Busy => (503, "busy", card),
                 Code::Unavailable => (503, "unavailable", card),
                 Code::Quota => (409, "quota", card),
+                Code::Stale => (404, "not_found", card),
                 _ => (502, "card_refused", card),
             },
         };

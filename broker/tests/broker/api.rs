@@ -310,6 +310,11 @@ async fn the_document_describes_every_route() {
             "GET /v1/cards/{name}/reasons",
             "GET /v1/explain/{kind}/{name}",
             "POST /v1/ports/{name}/trace",
+            "POST /v1/ports/{name}/captures",
+            "GET /v1/cards/{card}/captures/{id}/after/{number}",
+            "DELETE /v1/cards/{card}/captures/{id}",
+            "POST /v1/flows/list",
+            "POST /v1/flows/flush",
             "POST /v1/topology/diff",
             "PUT /v1/topology",
         ]

@@ -5,8 +5,8 @@ use outboard_protocol::{
     card::{FromBroker, FromCard},
     id::{Generation, Incarnation},
     inquiry::{
-        Answer, BindingState, End, ObjectReport, QUESTIONS_OPEN_MAX, Question, QueueReport, Reason, Step, TraceReport,
-        Verdict,
+        Answer, BindingState, CapturedFrame, End, Flow, ObjectReport, QUESTIONS_OPEN_MAX, Question, QueueReport,
+        Reason, Step, TraceReport, Verdict, Way,
     },
     refusal::{Code, Refusal},
 };
@@ -287,4 +287,115 @@ async fn reasons_are_the_cards_own_and_answers_find_who_asked_in_any_order() {
     for task in asking {
         assert_eq!(task.await.unwrap()[0]["name"], "spoofed_ipv4");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_is_begun_read_and_closed_at_the_ports_card() {
+    let (_running, api, identity) = started().await;
+    let mut link = identity.join(1).await;
+    let captures = "/v1/ports/vm1/captures";
+    let (status, error) = api.refused("POST", captures, r#"{"filter":"tcp or tpc"}"#).await;
+    assert_eq!((status, &error["code"]), (422, &"bad_filter".into()));
+    assert!(error["message"].as_str().unwrap().contains("character 8"), "{error}");
+    let (status, error) = api.refused("POST", captures, r#"{"snaplen":70000}"#).await;
+    assert_eq!((status, &error["code"]), (422, &"bad_capture".into()));
+    let body = r#"{"filter":"udp and dropped","count":5}"#;
+    let opened = Answer::CaptureOpened { capture: 7 };
+    let (question, status, view) = exchange(&api, &mut link, ("POST", captures, body), opened).await;
+    let Question::OpenCapture {
+        port,
+        filter,
+        snaplen: 256,
+        frames_max: Some(5),
+        seconds_max: 60,
+    } = question
+    else {
+        panic!("{question:?}")
+    };
+    assert_eq!((port.as_str(), filter.terms.len(), status), ("vm1", 3, 200));
+    assert_eq!(view, serde_json::json!({"card": "local", "id": 7}));
+    let answer = Answer::Captured {
+        frames: vec![CapturedFrame {
+            number: 3,
+            unix_ns: 1,
+            way: Way::ToGuest,
+            len: 60,
+            bytes: vec![1, 2, 3].into(),
+            dropped: Some(reason()),
+        }],
+        lost: 2,
+        ended: Some("its time is up".into()),
+    };
+    let path = "/v1/cards/local/captures/7/after/2";
+    let (question, status, read) = exchange(&api, &mut link, ("GET", path, ""), answer).await;
+    assert_eq!(
+        (question, status),
+        (Question::ReadCapture { capture: 7, after: 2 }, 200)
+    );
+    assert_eq!(
+        (&read["frames"][0]["bytes"], &read["frames"][0]["way"], &read["lost"]),
+        (&"AQID".into(), &"to_guest".into(), &2.into())
+    );
+    let refusal = Refusal::new(Code::Stale, "there is no such capture");
+    let path = "/v1/cards/local/captures/7";
+    let (question, status, _) = exchange(&api, &mut link, ("DELETE", path, ""), Answer::Refused { refusal }).await;
+    assert_eq!((question, status), (Question::CloseCapture { capture: 7 }, 404));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_are_listed_of_one_port_or_of_all_cards_and_flushed() {
+    let (_running, api, identity) = started().await;
+    let (status, error) = api.refused("POST", "/v1/flows/list", r#"{"port":"vm1"}"#).await;
+    assert_eq!((status, &error["code"]), (503, &"card_away".into()));
+    let view = api.change("POST", "/v1/flows/list", "{}").await;
+    assert!(
+        view["unknown"][0]
+            .as_str()
+            .unwrap()
+            .contains("card local is not connected"),
+        "{view}"
+    );
+    let mut link = identity.join(1).await;
+    let flow = Flow {
+        network: "blue".parse().unwrap(),
+        protocol: 6,
+        source: [10, 0, 0, 1].into(),
+        source_port: 1234,
+        destination: [10, 0, 0, 2].into(),
+        destination_port: 80,
+        state: "established".into(),
+        replied: true,
+        age_s: 1,
+        left_s: 2,
+        from: Some("vm1".parse().unwrap()),
+        to: None,
+    };
+    let answer = Answer::Flows {
+        flows: vec![flow],
+        more: true,
+    };
+    let request = ("POST", "/v1/flows/list", r#"{"filter":"tcp","limit":1}"#);
+    let (question, status, view) = exchange(&api, &mut link, request, answer).await;
+    assert!(
+        matches!(
+            question,
+            Question::Flows {
+                port: None,
+                limit: 1,
+                ..
+            }
+        ),
+        "{question:?}"
+    );
+    assert_eq!(
+        (status, &view["more"], &view["flows"][0]["card"]),
+        (200, &true.into(), &"local".into())
+    );
+    let request = ("POST", "/v1/flows/flush", r#"{"port":"vm1"}"#);
+    let (question, status, view) = exchange(&api, &mut link, request, Answer::Flushed { count: 3 }).await;
+    assert!(
+        matches!(question, Question::FlushFlows { port: Some(_), .. }),
+        "{question:?}"
+    );
+    assert_eq!((status, &view["count"]), (200, &3.into()));
 }

@@ -4,7 +4,7 @@ use outboard_protocol::{
     id::{ObjectKind, ObjectRef},
     inquiry::{Dropped, QueueReport},
 };
-use outboard_vswitch::Trace;
+use outboard_vswitch::{Switch, Trace};
 use vhost_net_dpu::QueueKind;
 
 use super::Datapath;
@@ -37,6 +37,11 @@ impl Datapath {
     /// What would become of a frame that the guest of a port sent; none if the port is not declared.
     pub fn trace(&self, port: &str, frame: &[u8]) -> Option<Trace> {
         self.switch.trace(port, frame)
+    }
+
+    /// The switch, to be looked at.
+    pub fn switch(&mut self) -> &mut Switch {
+        &mut self.switch
     }
 
     fn port_report(&self, object: &ObjectRef) -> DeviceReport {

@@ -2,22 +2,29 @@
 //!
 //! A question is answered beside everything else: what the deciding thread knows comes by one message to it, what the
 //! datapath knows by one bounded command to the worker, and neither is waited for longer than the question's deadline.
-//! How many are open at a time is bounded; one more is refused at once. Nothing here changes what the card holds, and
-//! only the broker's channel leads here.
+//! How many are open at a time is bounded; one more is refused at once. Nothing here changes what the card holds durably,
+//! and only the broker's channel leads here.
 
+mod capture;
 mod desk;
+mod flows;
 
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::{
+    sync::mpsc::{SyncSender, TrySendError},
+    time::Duration,
+};
 
 use outboard_engine::WorkerHandle;
 use outboard_protocol::{
     codec::encode,
     id::{Name, ObjectRef},
-    inquiry::{ANSWER_LEN_MAX, Answer, End, ObjectReport, Question, Reason, Step, TraceReport, Verdict},
+    inquiry::{
+        ANSWER_LEN_MAX, Answer, End, FLOWS_MAX, Filter, ObjectReport, Question, Reason, Step, TraceReport, Verdict,
+    },
     refusal::{Code, Refusal},
 };
-use outboard_vswitch::{DropReason, Trace, TraceVerdict};
-use tokio::sync::oneshot;
+use outboard_vswitch::{CaptureSpec, Connections, DropReason, Trace, TraceVerdict};
+use tokio::{sync::oneshot, time::sleep};
 
 pub use desk::Desk;
 
@@ -25,6 +32,9 @@ use crate::{
     datapath::{Datapath, DeviceReport},
     message::Message,
 };
+
+/// How often captures are looked at that nobody reads.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// A question about an object, to the thread that decides.
 pub struct ObjectInquiry {
@@ -58,6 +68,20 @@ impl Inquiry {
                 .trace(&port, frame.into())
                 .await
                 .map(|trace| Answer::Traced { trace }),
+            Question::OpenCapture {
+                port,
+                filter,
+                snaplen,
+                frames_max,
+                seconds_max,
+            } => match capture::spec(port.to_string(), filter, snaplen, frames_max, seconds_max) {
+                Ok(spec) => self.open_capture(spec).await,
+                Err(refusal) => Err(refusal),
+            },
+            Question::ReadCapture { capture, after } => self.read_capture(capture, after).await,
+            Question::CloseCapture { capture } => self.close_capture(capture).await,
+            Question::Flows { port, filter, limit } => self.flows(port, filter, limit).await,
+            Question::FlushFlows { port, filter } => self.flush_flows(port, filter).await,
         };
         let answer = answered.unwrap_or_else(|refusal| Answer::Refused { refusal });
         if encode(&answer).len() > ANSWER_LEN_MAX {
@@ -103,10 +127,88 @@ impl Inquiry {
         let traced = self
             .on_worker(move |datapath| datapath.trace(name.as_str(), &frame))
             .await?;
-        traced.map(report).ok_or_else(|| {
-            let text = format!("this card has no port {port} yet: ask again when it has applied its latest revision");
-            Refusal::new(Code::Unavailable, text)
+        traced.map(report).ok_or_else(|| no_port(port.as_str()))
+    }
+
+    async fn open_capture(&self, spec: CaptureSpec) -> Result<Answer, Refusal> {
+        let port = spec.port.clone();
+        let opened = self
+            .on_worker(move |datapath| datapath.switch().open_capture(spec))
+            .await?;
+        let capture = opened.map_err(|why| capture::refused(&port, why))?;
+        tracing::info!("an operator captures frames at port {port}");
+        let worker = self.worker.clone();
+        // One that nobody reads any more gives its memory back.
+        tokio::spawn(async move {
+            loop {
+                sleep(SWEEP).await;
+                let (reply, left) = oneshot::channel();
+                let posted = worker.post(move |datapath, _| {
+                    let _ = reply.send(datapath.switch().sweep_captures());
+                });
+                if posted.is_err() || !left.await.unwrap_or(false) {
+                    return;
+                }
+            }
+        });
+        Ok(Answer::CaptureOpened { capture })
+    }
+
+    async fn read_capture(&self, capture: u64, after: u64) -> Result<Answer, Refusal> {
+        let len_max = capture::READ_LEN_MAX;
+        let read = self
+            .on_worker(move |datapath| datapath.switch().read_capture(capture, after, len_max))
+            .await?;
+        let (frames, lost, ended) = capture::told(read.ok_or_else(no_capture)?);
+        Ok(Answer::Captured { frames, lost, ended })
+    }
+
+    async fn close_capture(&self, capture: u64) -> Result<Answer, Refusal> {
+        let closed = self
+            .on_worker(move |datapath| datapath.switch().close_capture(capture))
+            .await?;
+        if !closed {
+            return Err(no_capture());
+        }
+        Ok(Answer::Captured {
+            frames: vec![],
+            lost: 0,
+            ended: Some("it was closed".to_owned()),
         })
+    }
+
+    async fn flows(&self, port: Option<Name>, filter: Filter, limit: u32) -> Result<Answer, Refusal> {
+        filter
+            .check()
+            .map_err(|e| Refusal::new(Code::Malformed, e.to_string()))?;
+        let limit = usize::try_from(limit.min(FLOWS_MAX)).unwrap_or(0);
+        let (flows, more) = self
+            .beside(port, move |connections, port| {
+                flows::list(connections, port, &filter, limit)
+            })
+            .await?;
+        Ok(Answer::Flows { flows, more })
+    }
+
+    async fn flush_flows(&self, port: Option<Name>, filter: Filter) -> Result<Answer, Refusal> {
+        filter
+            .check()
+            .map_err(|e| Refusal::new(Code::Malformed, e.to_string()))?;
+        let count = self
+            .beside(port, move |connections, port| flows::flush(connections, port, &filter))
+            .await?;
+        Ok(Answer::Flushed { count: count as u64 })
+    }
+
+    /// Walks the connections on a thread of its own, which takes its time, beside the worker.
+    async fn beside<R: Send + 'static>(
+        &self,
+        port: Option<Name>,
+        walk: impl FnOnce(&Connections, Option<String>) -> R + Send + 'static,
+    ) -> Result<R, Refusal> {
+        let connections = self.on_worker(|datapath| datapath.switch().connections()).await?;
+        let walking = tokio::task::spawn_blocking(move || walk(&connections, port.map(String::from)));
+        walking.await.map_err(|_| stopping())
     }
 
     /// Runs one bounded command on the worker.
@@ -122,6 +224,16 @@ impl Inquiry {
         posted.map_err(|_| stopping())?;
         told.await.map_err(|_| stopping())
     }
+}
+
+fn no_port(port: &str) -> Refusal {
+    let text = format!("this card has no port {port} yet: ask again when it has applied its latest revision");
+    Refusal::new(Code::Unavailable, text)
+}
+
+fn no_capture() -> Refusal {
+    let text = "there is no such capture at this card: it has ended, or nobody read it for too long";
+    Refusal::new(Code::Stale, text)
 }
 
 fn stopping() -> Refusal {

@@ -1,11 +1,16 @@
 //! The broker's questions to the daemon, about real traffic.
 
+use std::time::Duration;
+
 use outboard_protocol::{
     binding::State,
     card::{FromBroker, FromCard},
-    desired::VolumeBackend,
+    desired::{DesiredState, Egress, Group, VolumeBackend},
     id::ObjectRef,
-    inquiry::{ANSWER_LEN_MAX, Answer, End, INQUIRY_VERSION, ObjectReport, Question, Verdict},
+    inquiry::{
+        ANSWER_LEN_MAX, Answer, CAPTURES_MAX, CapturedFrame, End, Filter, INQUIRY_VERSION, ObjectReport, Question,
+        SNAPLEN_MAX, Term, Verdict, Way,
+    },
     refusal::Code,
 };
 
@@ -14,6 +19,8 @@ use crate::{
     fixture::{Card, Change, desired, eventually, port, two_ports, volume},
     guest::{NetGuest, frame},
 };
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks, and waits for the answer.
 fn ask(stream: &mut CardStream, id: u64, question: Question) -> Answer {
@@ -89,7 +96,7 @@ fn a_trace_tells_what_then_happens_to_the_same_frame() {
     // The same frames from the guest.
     assert!(vm1.send(&spoofed) && vm1.send(&good));
     assert_eq!(
-        vm2.receive(std::time::Duration::from_secs(10)),
+        vm2.receive(PATIENCE),
         Some(good),
         "the first that arrives is the good one"
     );
@@ -227,4 +234,178 @@ fn a_question_in_a_version_that_has_none_ends_the_connection() {
     eventually("the card hangs up", || (!stream.listen()).then_some(()));
     assert!(!stream.heard.iter().any(|m| matches!(m, FromCard::Answer { .. })));
     daemon.stop();
+}
+
+fn open_capture(port: &str, filter: Filter) -> Question {
+    Question::OpenCapture {
+        port: port.parse().unwrap(),
+        filter,
+        snaplen: 2000,
+        frames_max: None,
+        seconds_max: 60,
+    }
+}
+
+fn captured(stream: &mut CardStream, id: u64, capture: u64, after: u64) -> Vec<CapturedFrame> {
+    match ask(stream, id, Question::ReadCapture { capture, after }) {
+        Answer::Captured { frames, .. } => frames,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_capture_shows_what_passed_and_what_was_dropped_and_why() {
+    let card = Card::holding(two_ports());
+    let (daemon, mut stream) = connected(&card);
+    let mut host = card.host();
+    let mut vm1 = NetGuest::start(host.open(&port("vm1")));
+    let mut vm2 = NetGuest::start(host.open(&port("vm2")));
+    let udp = Filter {
+        terms: vec![Term::Protocol { number: 17 }],
+    };
+    let Answer::CaptureOpened { capture } = ask(&mut stream, 1, open_capture("vm1", udp)) else {
+        panic!("it begins")
+    };
+    let (good, spoofed, back) = (frame(1, 2, &[7; 600]), frame(3, 2, b"x"), frame(2, 1, b"back"));
+    assert!(vm1.send(&spoofed) && vm1.send(&good));
+    assert!(vm2.receive(PATIENCE).is_some());
+    assert!(vm2.send(&back) && vm1.receive(PATIENCE).is_some());
+    let frames = captured(&mut stream, 2, capture, 0);
+    let shown: Vec<_> = frames
+        .iter()
+        .map(|f| (f.way, f.bytes.to_vec(), f.dropped.as_ref().map(|r| r.name.as_str())))
+        .collect();
+    let want = [
+        (Way::FromGuest, spoofed, Some("spoofed_mac")),
+        (Way::FromGuest, good, None),
+        (Way::ToGuest, back, None),
+    ];
+    assert_eq!(shown, want);
+    // What was read is forgotten; until then it can be read again.
+    assert_eq!(captured(&mut stream, 3, capture, 1).len(), 2);
+    let close = || Question::CloseCapture { capture };
+    assert!(matches!(ask(&mut stream, 4, close()), Answer::Captured { .. }));
+    let Answer::Refused { refusal } = ask(&mut stream, 5, Question::ReadCapture { capture, after: 0 }) else {
+        panic!("it is gone")
+    };
+    assert_eq!(refusal.code, Code::Stale);
+    // Frames pass as before.
+    assert!(vm1.send(&frame(1, 2, b"on")) && vm2.receive(PATIENCE).is_some());
+    daemon.stop();
+}
+
+#[test]
+fn captures_are_few_and_their_bounds_are_held() {
+    let card = Card::holding(two_ports());
+    let (daemon, mut stream) = connected(&card);
+    let refused = |stream: &mut CardStream, id, question| match ask(stream, id, question) {
+        Answer::Refused { refusal } => refusal.code,
+        other => panic!("{other:?}"),
+    };
+    let unsound = Filter { terms: vec![Term::And] };
+    assert_eq!(
+        refused(&mut stream, 1, open_capture("vm1", unsound.clone())),
+        Code::Malformed
+    );
+    let flows = Question::Flows {
+        port: None,
+        filter: unsound,
+        limit: 1,
+    };
+    assert_eq!(refused(&mut stream, 2, flows), Code::Malformed);
+    let long = Question::OpenCapture {
+        port: "vm1".parse().unwrap(),
+        filter: Filter::default(),
+        snaplen: SNAPLEN_MAX + 1,
+        frames_max: None,
+        seconds_max: 60,
+    };
+    assert_eq!(refused(&mut stream, 3, long), Code::Malformed);
+    assert_eq!(
+        refused(&mut stream, 4, open_capture("vm9", Filter::default())),
+        Code::Unavailable
+    );
+    for id in 5..5 + CAPTURES_MAX as u64 {
+        let opened = ask(&mut stream, id, open_capture("vm1", Filter::default()));
+        assert!(matches!(opened, Answer::CaptureOpened { .. }), "{opened:?}");
+    }
+    assert_eq!(
+        refused(&mut stream, 20, open_capture("vm1", Filter::default())),
+        Code::Quota
+    );
+    daemon.stop();
+}
+
+#[test]
+fn connections_are_listed_and_ended() {
+    let card = Card::holding(filtered());
+    let (daemon, mut stream) = connected(&card);
+    let mut host = card.host();
+    let mut vm1 = NetGuest::start(host.open(&port("vm1")));
+    let mut vm2 = NetGuest::start(host.open(&port("vm2")));
+    let list = |stream: &mut CardStream, id, port: Option<&str>, terms: Vec<Term>| {
+        let question = Question::Flows {
+            port: port.map(|port| port.parse().unwrap()),
+            filter: Filter { terms },
+            limit: 1000,
+        };
+        match ask(stream, id, question) {
+            Answer::Flows { flows, more: false } => flows,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(list(&mut stream, 1, None, vec![]), []);
+    assert!(vm1.send(&frame(1, 2, b"hello")));
+    assert!(
+        vm2.receive(PATIENCE).is_some(),
+        "vm1 may send what it likes, and vm2 is not filtered"
+    );
+    let flows = list(&mut stream, 2, Some("vm2"), vec![]);
+    assert_eq!(flows.len(), 1, "{flows:?}");
+    let flow = &flows[0];
+    assert_eq!(
+        (flow.network.as_str(), flow.protocol, flow.replied),
+        ("blue", 17, false)
+    );
+    assert_eq!(flow.source, std::net::IpAddr::from([10, 0, 0, 1]));
+    assert_eq!(
+        (flow.from.as_ref(), flow.to.as_ref()),
+        (Some(&"vm1".parse().unwrap()), Some(&"vm2".parse().unwrap()))
+    );
+    assert_eq!(list(&mut stream, 3, None, vec![Term::Protocol { number: 6 }]), []);
+    // The reply passes because of it, and does not once it was ended.
+    assert!(
+        vm2.send(&frame(2, 1, b"reply")) && vm1.receive(PATIENCE).is_some(),
+        "control"
+    );
+    let flush = Question::FlushFlows {
+        port: Some("vm1".parse().unwrap()),
+        filter: Filter::default(),
+    };
+    assert_eq!(ask(&mut stream, 4, flush), Answer::Flushed { count: 1 });
+    assert_eq!(list(&mut stream, 5, None, vec![]), []);
+    assert!(vm2.send(&frame(2, 1, b"late")));
+    let mut id = 100;
+    eventually("the late reply is dropped", || {
+        id += 1;
+        let told = report(&mut stream, id, port("vm1"));
+        told.drops
+            .iter()
+            .any(|drop| drop.reason.name.contains("ingress"))
+            .then_some(())
+    });
+    assert!(vm1.take().is_none());
+    daemon.stop();
+}
+
+/// Two ports; the first one has a group that lets it send only.
+fn filtered() -> DesiredState {
+    let mut state = two_ports();
+    state.groups.push(Group {
+        name: "out".parse().unwrap(),
+        egress: Egress::Allow,
+        rules: vec![],
+    });
+    state.ports[0].groups = Some(vec!["out".parse().unwrap()]);
+    state
 }

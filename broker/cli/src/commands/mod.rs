@@ -3,8 +3,10 @@
 pub mod address_set;
 pub mod apply;
 pub mod binding;
+pub mod capture;
 pub mod card;
 pub mod explain;
+pub mod flow;
 pub mod grant;
 pub mod group;
 pub mod network;

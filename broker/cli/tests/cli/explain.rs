@@ -1,4 +1,4 @@
-//! `trace`, `explain` and `reasons`, against a scripted broker.
+//! `trace`, `explain`, `reasons`, `capture` and `flow`, against a scripted broker.
 
 use serde_json::{Value, json};
 
@@ -107,4 +107,106 @@ fn reasons_come_from_a_card_that_is_connected() {
     let server = Server::always(json!([]));
     let output = outboard(&server.socket(), &["reasons"]);
     assert!(code(&output) == 1 && stderr(&output).contains("no card is connected"));
+}
+
+/// A broker whose capture has three frames in two readings, and then ends.
+fn capturing() -> Server {
+    let frame = |number: u64, dropped: bool| {
+        let mut frame = json!({
+            "number": number, "unix_ns": 1_700_000_000_000_000_000_u64 + number, "way": "from_guest", "len": 60, "bytes": "AQIDBA==",
+        });
+        if dropped {
+            frame["dropped"] = reason();
+        }
+        frame
+    };
+    Server::start(move |request, _| match request.line.as_str() {
+        "POST /v1/ports/vm1/captures" => Answer::Json(200, json!({"card": "local", "id": 7})),
+        "GET /v1/cards/local/captures/7/after/0" => {
+            Answer::Json(200, json!({"frames": [frame(1, false), frame(2, true)], "lost": 0}))
+        }
+        "GET /v1/cards/local/captures/7/after/2" => Answer::Json(
+            200,
+            json!({"frames": [frame(3, false)], "lost": 4, "ended": "its time is up"}),
+        ),
+        other => panic!("{other}"),
+    })
+}
+
+#[test]
+fn a_capture_is_read_until_it_ends_and_written_as_pcapng() {
+    let server = capturing();
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("vm1.pcapng");
+    let name = file.to_str().expect("UTF-8");
+    let words = ["capture", "--port", "vm1", "-w", name, "udp or dropped", "--count", "9"];
+    let output = outboard(&server.socket(), &words);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(
+        text.contains("3 frames, 1 of them dropped by the switch, 4 lost to this capture; its time is up"),
+        "{text}"
+    );
+    assert_eq!(
+        server.seen()[0].body,
+        json!({"filter": "udp or dropped", "snaplen": 256, "count": 9, "seconds": 60})
+    );
+    let bytes = std::fs::read(&file).expect("it is there");
+    assert_eq!(bytes[..4], [0x0a, 0x0d, 0x0d, 0x0a]);
+    let comment = b"dropped: spoofed_ipv4. The IPv4 source";
+    assert_eq!(bytes.windows(comment.len()).filter(|part| part == comment).count(), 1);
+    // The same on standard output, and nothing else there.
+    let server = capturing();
+    let output = outboard(&server.socket(), &["capture", "--port", "vm1", "-w", "-"]);
+    assert_eq!(output.stdout, bytes);
+    assert!(stderr(&output).contains("3 frames"));
+}
+
+#[test]
+fn a_filter_that_is_none_is_pointed_at_and_nothing_is_captured_or_ended() {
+    let server = Server::always(json!({}));
+    for words in [
+        &["capture", "--port", "vm1", "-w", "/dev/null", "tcp or tpc"][..],
+        &["flow", "list", "tcp or tpc"],
+        &["flow", "flush", "tcp or tpc"],
+    ] {
+        let output = outboard(&server.socket(), words);
+        assert!(
+            code(&output) == 1 && stderr(&output).contains("|        ^^^\n"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    // Everything is ended only if that is said.
+    assert_eq!(code(&outboard(&server.socket(), &["flow", "flush"])), 64);
+    assert!(server.seen().is_empty());
+}
+
+#[test]
+fn flows_are_a_table_and_what_was_not_asked_is_told() {
+    let flow = |protocol: u8, ports: (u16, u16), state: &str| {
+        json!({
+            "card": "local", "network": "blue", "protocol": protocol, "source": "10.0.0.1", "source_port": ports.0,
+            "destination": "10.0.0.2", "destination_port": ports.1, "state": state, "replied": true, "age_s": 5, "left_s": 60,
+            "from": "vm1",
+        })
+    };
+    let view = json!({
+        "flows": [flow(6, (1234, 80), "established"), flow(1, (7, 8 << 8), "replied")], "more": true,
+        "unknown": ["card c2 is not connected to the broker"],
+    });
+    let server = Server::always(view);
+    let text = stdout(&outboard(&server.socket(), &["flow", "list", "--port", "vm1"]));
+    for part in [
+        "blue     tcp       10.0.0.1:1234  10.0.0.2:80",
+        "10.0.0.1 id 7  10.0.0.2 type 8 code 0",
+        "There are more",
+        "not asked: card c2",
+    ] {
+        assert!(text.contains(part), "{part} in:\n{text}");
+    }
+    let server = Server::always(json!({"count": 3}));
+    let text = stdout(&outboard(&server.socket(), &["flow", "flush", "--all"]));
+    assert_eq!(text, "3 connections were ended\n");
+    assert_eq!(server.seen()[0].body, json!({"filter": ""}));
 }

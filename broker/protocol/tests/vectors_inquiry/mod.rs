@@ -3,10 +3,11 @@
 use outboard_protocol::{
     binding::State,
     card::{FromBroker, FromCard},
-    id::{Generation, Incarnation, ObjectKind, ObjectRef},
+    desired::Cidr,
+    id::{Generation, Incarnation, MacAddr, ObjectKind, ObjectRef},
     inquiry::{
-        Answer, BindingState, Dropped, End, Incident, ObjectReport, Question, QueueReport, Reason, Step, TraceReport,
-        Verdict,
+        Answer, BindingState, CapturedFrame, Dropped, End, Filter, Flow, Incident, ObjectReport, Question, QueueReport,
+        Reason, Side, Step, Term, TraceReport, Verdict, Way,
     },
     refusal::{Code, Refusal},
 };
@@ -22,6 +23,17 @@ pub fn questions() -> Vec<(&'static str, FromBroker)> {
         port: "vm1".parse().unwrap(),
         frame: frame.into(),
     };
+    let flows = Question::Flows {
+        port: None,
+        filter: Filter::default(),
+        limit: 1000,
+    };
+    let flush = Question::FlushFlows {
+        port: Some("vm1".parse().unwrap()),
+        filter: Filter {
+            terms: vec![Term::Protocol { number: 17 }],
+        },
+    };
     let ask = |id, deadline_ms, question| FromBroker::Ask {
         id,
         deadline_ms,
@@ -31,7 +43,61 @@ pub fn questions() -> Vec<(&'static str, FromBroker)> {
         ("ask_reasons", ask(1, 5000, Question::Reasons)),
         ("ask_object", ask(2, 5000, Question::Object { object })),
         ("ask_trace", ask(300, 100, trace)),
+        ("ask_open_capture", ask(4, 5000, open_capture())),
+        (
+            "ask_read_capture",
+            ask(5, 5000, Question::ReadCapture { capture: 1, after: 17 }),
+        ),
+        ("ask_close_capture", ask(6, 5000, Question::CloseCapture { capture: 1 })),
+        ("ask_flows", ask(7, 10_000, flows)),
+        ("ask_flush_flows", ask(8, 10_000, flush)),
     ]
+}
+
+fn open_capture() -> Question {
+    let cidr = Cidr {
+        address: [10, 0, 0, 0].into(),
+        prefix_len: 24,
+    };
+    let terms = vec![
+        Term::Ethertype { ethertype: 0x0800 },
+        Term::Protocol { number: 6 },
+        Term::And,
+        Term::Address {
+            side: Side::Source,
+            cidr,
+        },
+        Term::Or,
+        Term::Port {
+            side: Side::Destination,
+            first: 80,
+            last: 81,
+        },
+        Term::And,
+        Term::Mac {
+            side: Side::Either,
+            mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
+        },
+        Term::Not,
+        Term::And,
+        Term::Dropped { reason: None },
+        Term::Dropped {
+            reason: Some("runt".into()),
+        },
+        Term::Or,
+        Term::And,
+        Term::Way { way: Way::ToGuest },
+        Term::And,
+    ];
+    let filter = Filter { terms };
+    assert_eq!(filter.check(), Ok(()));
+    Question::OpenCapture {
+        port: "vm1".parse().unwrap(),
+        filter,
+        snaplen: 256,
+        frames_max: Some(100),
+        seconds_max: 60,
+    }
 }
 
 fn reason() -> Reason {
@@ -117,5 +183,46 @@ pub fn answers() -> Vec<(&'static str, FromCard)> {
         ("answer_reasons", answer(1, Answer::Reasons { reasons })),
         ("answer_object", answer(2, Answer::Object { report: report() })),
         ("answer_traced", answer(300, Answer::Traced { trace: trace() })),
+        ("answer_capture_opened", answer(4, Answer::CaptureOpened { capture: 1 })),
+        ("answer_captured", answer(5, captured())),
+        ("answer_flows", answer(7, flows())),
+        ("answer_flushed", answer(8, Answer::Flushed { count: 2 })),
     ]
+}
+
+fn captured() -> Answer {
+    let frame = CapturedFrame {
+        number: 18,
+        unix_ns: 1_700_000_000_123_456_789,
+        way: Way::FromGuest,
+        len: 60,
+        bytes: vec![0xff; 6].into(),
+        dropped: Some(reason()),
+    };
+    Answer::Captured {
+        frames: vec![frame],
+        lost: 3,
+        ended: Some("its time is up".into()),
+    }
+}
+
+fn flows() -> Answer {
+    let flow = Flow {
+        network: "blue".parse().unwrap(),
+        protocol: 6,
+        source: [10, 0, 0, 1].into(),
+        source_port: 1234,
+        destination: [10, 0, 0, 2].into(),
+        destination_port: 80,
+        state: "established".into(),
+        replied: true,
+        age_s: 5,
+        left_s: 432_000,
+        from: Some("vm1".parse().unwrap()),
+        to: None,
+    };
+    Answer::Flows {
+        flows: vec![flow],
+        more: true,
+    }
 }
