@@ -3,8 +3,8 @@
 /// A bucket of tokens, kept as a time: `RATE` in a second, and `BURST` at once after a quiet while.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Allowance<const RATE: u64, const BURST: u64> {
-    /// When the next one would be due if they came at their rate, in nanoseconds.
-    due: u64,
+    /// When all that happened would have been done at that rate, in nanoseconds.
+    until: u64,
 }
 
 impl<const RATE: u64, const BURST: u64> Allowance<RATE, BURST> {
@@ -12,11 +12,11 @@ impl<const RATE: u64, const BURST: u64> Allowance<RATE, BURST> {
 
     /// May there be one more, at this time in nanoseconds?
     pub(crate) fn take(&mut self, now: u64) -> bool {
-        let due = self.due.max(now.saturating_sub((BURST - 1) * Self::APART_NS));
-        if due > now {
+        let until = self.until.max(now);
+        if until - now > (BURST - 1) * Self::APART_NS {
             return false;
         }
-        self.due = due + Self::APART_NS;
+        self.until = until + Self::APART_NS;
         true
     }
 }
@@ -29,6 +29,7 @@ mod tests {
     fn a_burst_passes_and_then_the_rate() {
         let mut allowance = Allowance::<10, 3>::default();
         let mut at = |now: u64| (0..5).filter(|_| allowance.take(now)).count();
+        assert_eq!(at(0), 3, "from the beginning on");
         assert_eq!(at(5_000_000_000), 3);
         assert_eq!(at(5_050_000_000), 0);
         assert_eq!(at(5_100_000_000), 1);

@@ -5,6 +5,7 @@ use std::{
     cell::Cell,
 };
 
+use outboard_firewall::{Action, Direction, EgressDefault, PortSpec, Protocol, Rule};
 use outboard_vswitch::DropReason;
 use vhost_net_dpu::{
     features::FEATURES,
@@ -15,6 +16,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::{
+    firewall::{Filtered, datagram, group, rule, v4_packet},
     frames::{BROADCAST, arp, icmpv6, neighbour, ping, tcp, udp, v6},
     rig::{Rig, mac},
 };
@@ -152,4 +154,45 @@ fn no_frame_is_worth_an_allocation() {
         lost(3, DropReason::RxOverMtu) >= 20,
         "a frame of each round, and datagrams"
     );
+}
+
+#[test]
+fn no_connection_is_worth_one_either() {
+    let dns = rule(Direction::Ingress, Protocol::UDP, PortSpec::Range(53, 53));
+    let reject = Rule {
+        action: Action::Reject,
+        ..rule(Direction::Ingress, Protocol::UDP, PortSpec::Range(54, 54))
+    };
+    let groups = vec![
+        group("in", EgressDefault::Deny, vec![dns, reject]),
+        group("out", EgressDefault::Allow, vec![]),
+    ];
+    let mut guests = Filtered::new(groups, &[Some(&["out"]), Some(&["in"])]);
+    let first = [0, 5, 0, 53, 0, 24, 0, 0, 7, 7, 7, 7, 7, 7, 7, 7];
+    for round in 0..20u16 {
+        let frames = [
+            datagram(1, 2, (1000 + round, 53)),
+            datagram(1, 2, (1, 53)),
+            datagram(1, 2, (1, 54)),
+            datagram(1, 2, (1, 55)),
+            v4_packet(1, 2, 17, 0x2000, round, &first),
+            v4_packet(1, 2, 17, 2, round, &[0; 8]),
+            v4_packet(1, 2, 17, 2, 999, &[0; 8]),
+        ];
+        let rig = &mut guests.rig;
+        frames
+            .iter()
+            .for_each(|frame| rig.guests[0].queue(NetHeader::default(), frame));
+        rig.guests[0].tx.publish();
+        rig.guests[1].queue(NetHeader::default(), &datagram(2, 1, (53, 1)));
+        rig.guests[1].tx.publish();
+        assert_eq!(allocations(|| rig.breathe()), 0);
+        for guest in &mut rig.guests {
+            guest.received();
+            guest.repost();
+        }
+    }
+    let counters = guests.rig.switch.counters();
+    assert_eq!(counters[1].rx_frames, 20 * 4);
+    assert_eq!(counters[1].drops[DropReason::IngressRejected as usize], 20);
 }

@@ -509,3 +509,21 @@ fn peers_are_groups_of_the_same_network() {
     assert_eq!(guests.send(0, &datagram(1, 2, (5, 6))), Ok(vec![1]));
     assert_eq!(guests.send(2, &datagram(3, 2, (5, 6))), Err(DropReason::IngressNoRule));
 }
+
+#[test]
+fn a_connection_that_nobody_uses_ends_with_its_time() {
+    let mut guests = Filtered::new(server(), &[None, Some(&["dns"])]);
+    let (there, back) = (datagram(1, 2, (5, 53)), datagram(2, 1, (53, 5)));
+    let mut at = |seconds: u64, from: usize, frame: &[u8]| {
+        let rig = &mut guests.rig;
+        rig.guests[from].queue(NetHeader::default(), frame);
+        rig.guests[from].tx.publish();
+        while rig.switch.breathe_at(seconds * 1_000_000_000, &mut rig.calls) {}
+        rig.guests[1 - from].received().len()
+    };
+    assert_eq!(at(1000, 0, &there), 1);
+    assert_eq!(at(1029, 1, &back), 1, "UDP is remembered for 30 seconds");
+    assert_eq!(at(1200, 1, &back), 0);
+    assert_eq!(at(1201, 0, &there), 1, "and may begin again");
+    assert_eq!(at(1202, 1, &back), 1);
+}
