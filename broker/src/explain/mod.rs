@@ -33,10 +33,15 @@ pub type Told = Result<ObjectReport, AskError>;
 pub struct Facts {
     object: ObjectRef,
     spec: Spec,
+    /// Of a port, the rules of its groups: each with its id, in the order of the groups.
+    rules: Vec<(String, String)>,
     card: CardView,
     grant: Option<GrantView>,
     binding: Option<BindingView>,
 }
+
+/// Rules that are told one by one; what is beyond them is counted.
+const RULES_TOLD_MAX: usize = 64;
 
 /// What was declared, and what the card counted last.
 #[derive(Debug, Clone)]
@@ -49,9 +54,16 @@ enum Spec {
 pub fn facts(inventory: &Inventory, live: &Live, object: &ObjectRef) -> Option<Facts> {
     let placement = inventory.placement(object)?;
     let card = views::card(live, inventory.cards.get(&placement.card)?);
+    let mut rules = Vec::new();
     let (spec, grant, binding) = match object.kind {
         ObjectKind::Port => {
             let view = views::port(inventory, live, inventory.ports.get(&object.name)?);
+            let groups = view.spec.groups.iter().flatten();
+            for group in groups.filter_map(|name| inventory.groups.get(name)) {
+                let view = views::group(inventory, group);
+                let told = view.spec.rules.iter().map(ToString::to_string);
+                rules.extend(view.rule_ids.into_iter().zip(told));
+            }
             (Spec::Port(view.spec, view.counters), view.grant, view.binding)
         }
         ObjectKind::Volume => {
@@ -62,6 +74,7 @@ pub fn facts(inventory: &Inventory, live: &Live, object: &ObjectRef) -> Option<F
     Some(Facts {
         object: object.clone(),
         spec,
+        rules,
         card,
         grant,
         binding,
@@ -78,6 +91,7 @@ impl Facts {
     pub fn explain(self, told: Told) -> Explanation {
         let mut chain = Chain::default();
         self.record(&mut chain);
+        self.filtered(&mut chain);
         self.granted(&mut chain);
         self.card_state(&told, &mut chain);
         self.binding_state(&told, &mut chain);
@@ -114,6 +128,34 @@ impl Facts {
                 };
                 chain.note("record", format!("{} {access}, in {backend}", spec.size));
             }
+        }
+    }
+
+    /// What the port's groups let through.
+    fn filtered(&self, chain: &mut Chain) {
+        let Spec::Port(spec, _) = &self.spec else { return };
+        let Some(groups) = &spec.groups else {
+            return chain.note(
+                "groups",
+                "unfiltered: it has no security groups, and only its source addresses are checked",
+            );
+        };
+        let names: Vec<_> = groups.iter().map(ToString::to_string).collect();
+        match names.as_slice() {
+            [] => chain.note(
+                "groups",
+                "none of them: filtered, and nothing may pass but ARP and neighbour discovery",
+            ),
+            names => chain.note(
+                "groups",
+                format!("{}: what none of their rules allows is dropped", names.join(", ")),
+            ),
+        }
+        for (id, rule) in self.rules.iter().take(RULES_TOLD_MAX) {
+            chain.note(format!("rule {id}"), rule.clone());
+        }
+        if let Some(more) = self.rules.len().checked_sub(RULES_TOLD_MAX).filter(|more| *more > 0) {
+            chain.note("rules", format!("{more} more: `outboard group show` lists them"));
         }
     }
 

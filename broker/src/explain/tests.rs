@@ -1,5 +1,5 @@
 use jiff::Timestamp;
-use outboard_api::explain::Health;
+use outboard_api::explain::{Finding, Health};
 use outboard_protocol::{
     id::{Generation, Incarnation},
     inquiry::{BindingState, QueueReport, Reason},
@@ -34,6 +34,7 @@ fn broker() -> Facts {
     Facts {
         object: vm1(),
         spec: Spec::Port(of(spec), None),
+        rules: vec![],
         card: of(card),
         grant: Some(of(
             json!({"kind": "port", "name": "vm1", "host": "local", "card": "local"}),
@@ -81,7 +82,7 @@ fn what_is_in_order_is_said_to_be() {
     assert_eq!(explained.remedy, None);
     let topics: Vec<_> = explained.findings.iter().map(|f| f.topic.as_str()).collect();
     let order = [
-        "record", "grant", "card", "binding", "session", "device", "queue 0", "queue 1",
+        "record", "groups", "grant", "card", "binding", "session", "device", "queue 0", "queue 1",
     ];
     assert_eq!(topics, order, "from the record to the ring");
 }
@@ -250,4 +251,33 @@ fn a_volume_is_usable_or_not() {
         ..card()
     };
     assert!(facts.explain(Ok(report)).well, "control");
+}
+
+#[test]
+fn a_ports_groups_are_told_with_their_rules() {
+    let said = |groups: Value, rules: usize| {
+        let mut facts = broker();
+        if let Spec::Port(spec, _) = &mut facts.spec {
+            spec.groups = of(groups);
+        }
+        facts.rules = (0..rules)
+            .map(|n| (format!("web/ingress/{n}"), "ingress tcp".to_owned()))
+            .collect();
+        let explained = facts.explain(Ok(card()));
+        assert!(explained.well, "{explained:?}");
+        explained.findings
+    };
+    let text = |findings: &[Finding], topic: &str| {
+        findings
+            .iter()
+            .find(|f| f.topic == topic)
+            .map(|f| f.text.clone())
+            .unwrap_or_default()
+    };
+    assert!(text(&said(json!(null), 0), "groups").starts_with("unfiltered"));
+    assert!(text(&said(json!([]), 0), "groups").contains("nothing may pass"));
+    let findings = said(json!(["web"]), RULES_TOLD_MAX + 3);
+    assert!(text(&findings, "groups").starts_with("web: what none"));
+    assert_eq!(text(&findings, "rule web/ingress/0"), "ingress tcp");
+    assert!(text(&findings, "rules").starts_with("3 more"));
 }
