@@ -69,7 +69,7 @@ pub struct Record {
     pub transport_offset: u16,
     /// Bytes from there to the end of the packet, by the IP header. Padding after it does not count.
     pub transport_len: u16,
-    /// TCP's and UDP's source port. Of ICMP and ICMPv6 messages that have an identifier (echo and IPv4's other queries)
+    /// TCP's and UDP's source port. Of ICMP and ICMPv6 messages that have an identifier (echo and other queries)
     /// that; else 0, as in later fragments.
     pub source_port: u16,
     /// TCP's and UDP's destination port. Of ICMP and ICMPv6 the type (high byte) and code; else 0, as in later
@@ -498,11 +498,12 @@ fn be64<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
     u64::from_be_bytes(eight.unwrap_or_default())
 }
 
-/// Has an ICMP message of this type an identifier (RFC 792, RFC 4443 §4)?
+/// Has an ICMP message of this type an identifier (RFC 792, RFC 4443 §4)? A node information query has the start of
+/// its nonce there (RFC 4620 §4).
 const fn has_identifier(protocol: u8, kind: u8) -> bool {
     match protocol {
         IP_PROTOCOL_ICMP => matches!(kind, 0 | 8 | 13..=18),
-        _ => matches!(kind, 128 | 129),
+        _ => matches!(kind, 128 | 129 | 139 | 140),
     }
 }
 

@@ -156,7 +156,8 @@ pub(crate) fn place(of: &mut Tracked, state: State, direction: Direction, segmen
         sack = segment.highest_acknowledged();
     }
 
-    let in_handshake = matches!(state, State::SynSent | State::SynSent2 | State::SynRecv);
+    // Once both have sent a SYN, neither begins anew (Linux' conntrack is the same in this).
+    let in_handshake = matches!(state, State::SynSent | State::SynRecv);
     if sender.window_max == 0 && !segment.has(SYN) {
         join(sender, receiver, end, sack, segment.window);
     } else if segment.has(SYN) && (sender.window_max == 0 || (in_handshake && is_after(end, sender.end))) {

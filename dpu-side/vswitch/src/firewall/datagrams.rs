@@ -56,7 +56,7 @@ impl Datagrams {
     fn set(&self, record: &Record, tuple: &Tuple) -> usize {
         let mut hash = self
             .seed
-            .mix(u64::from(record.datagram) << 8 | u64::from(tuple.protocol));
+            .mix(u64::from(record.datagram) << 8 | u64::from(protocol(record)));
         for address in [tuple.source.0, tuple.destination.0] {
             #[expect(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
             let (high, low) = ((address >> 64) as u64, address as u64);
@@ -67,7 +67,7 @@ impl Datagrams {
 
     fn is(datagram: &Datagram, record: &Record, tuple: &Tuple) -> bool {
         datagram.identification == record.datagram
-            && datagram.protocol == tuple.protocol
+            && datagram.protocol == protocol(record)
             && datagram.source == tuple.source.0
             && datagram.destination == tuple.destination.0
     }
@@ -83,7 +83,7 @@ impl Datagrams {
                 source: tuple.source.0,
                 destination: tuple.destination.0,
                 identification: record.datagram,
-                protocol: tuple.protocol,
+                protocol: protocol(record),
                 first_len: record.transport_len,
                 pair,
                 until: now.saturating_add(DATAGRAM_LIFETIME_NS),
@@ -106,6 +106,15 @@ impl Datagrams {
         let ways = self.table.get(self.set(record, tuple)).into_iter().flatten();
         ways.filter(|way| Self::is(way, record, tuple))
             .any(|way| way.until > now && way.pair == pair && offset >= u32::from(way.first_len))
+    }
+}
+
+/// What a datagram's protocol is known by: in IPv6 it is behind headers that only the first fragment has, and not needed,
+/// since all protocols have one sequence of identifications (RFC 8200 §4.5).
+fn protocol(record: &Record) -> u8 {
+    match record.class {
+        Class::Ipv4 => record.protocol,
+        _ => 0,
     }
 }
 

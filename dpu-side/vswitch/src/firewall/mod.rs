@@ -302,7 +302,13 @@ impl Firewall {
         if found.words == pair.to_words() {
             return Ok(Sight::Known { found, judged: None });
         }
-        self.judge_again(&found, pair, question)
+        match table.preview(found.entry, found.direction, packet, question.now) {
+            // What is not of the connection does not end it either.
+            Verdict::Invalid(_) => Err(DropReason::CtInvalid.into()),
+            Verdict::Ok => self.judge_again(&found, pair, question),
+            // It opens another one, which is judged once this one has made room.
+            Verdict::Reopens | Verdict::Gone => Ok(Sight::Known { found, judged: None }),
+        }
     }
 
     /// Would the connection be opened today, between these ports?
