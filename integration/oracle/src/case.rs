@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     Failure, Side, Verdict,
-    packet::{Body, Packet},
+    packet::{Body, Packet, flag},
     rules::Rules,
 };
 
@@ -65,15 +65,20 @@ impl Case {
     }
 }
 
-/// Runs a case on two sides. The first packet on which they differ, if any, and how many packets passed on both.
-pub fn compare(case: &Case, first: &mut dyn Side, second: &mut dyn Side) -> Result<Outcome, Failure> {
-    let (first, second) = (case.run(first)?, case.run(second)?);
+/// Runs a case on two sides, ours and Linux. The first packet on which they differ, if any, and how many packets passed on both.
+pub fn compare(case: &Case, ours: &mut dyn Side, linux: &mut dyn Side) -> Result<Outcome, Failure> {
+    let (ours, linux) = (case.run(ours)?, case.run(linux)?);
     let mut outcome = Outcome::default();
-    for ((step, one, one_why), (_, other, other_why)) in first.into_iter().zip(second) {
+    let mut passed: Vec<&Packet> = Vec::new();
+    for ((step, one, one_why), (_, other, other_why)) in ours.into_iter().zip(linux) {
         let Some(Step::Send(packet)) = case.steps.get(step) else {
             continue;
         };
-        if !same(packet, one, other) {
+        if [one, other] == [Verdict::Pass, Verdict::Drop] && is_refusal(packet, &passed) {
+            // From here on one of them knows the connection and the other one does not.
+            break;
+        }
+        if !same(packet, [one, other], &passed) {
             outcome.mismatch = Some(Mismatch {
                 step,
                 verdicts: [one, other],
@@ -82,18 +87,45 @@ pub fn compare(case: &Case, first: &mut dyn Side, second: &mut dyn Side) -> Resu
             break;
         }
         match one {
-            Verdict::Pass => outcome.passed += 1,
+            Verdict::Pass => {
+                outcome.passed += 1;
+                outcome.errors_passed += usize::from(matches!(packet.body, Body::Error { .. }));
+                passed.push(packet);
+            }
             Verdict::Drop => outcome.dropped += 1,
-            Verdict::Reject => outcome.rejected += 1,
+            Verdict::Reject | Verdict::Partly => outcome.rejected += 1,
         }
     }
     Ok(outcome)
 }
 
-/// Linux answers a rejected packet only if it knows the protocol's checksum, and finds it right (`nf_reject_verify_csum`).
-fn same(packet: &Packet, one: Verdict, other: Verdict) -> bool {
-    let unanswered = matches!(packet.body, Body::Other { .. });
-    one == other || unanswered && one != Verdict::Pass && other != Verdict::Pass
+/// Do our verdict and that of Linux agree, as far as they should? See the crate's documentation.
+fn same(packet: &Packet, verdicts: [Verdict; 2], passed: &[&Packet]) -> bool {
+    match (&packet.body, verdicts) {
+        (_, [ours, linux]) if ours == linux => true,
+        // Linux answers a rejected packet only if it knows the protocol's checksum (nf_reject_verify_csum).
+        (Body::Other { .. }, [ours, linux]) => ours != Verdict::Pass && linux != Verdict::Pass,
+        (Body::Error { about, .. }, [Verdict::Drop, Verdict::Pass]) => {
+            let by_receiver = packet.from == about.to;
+            let without_sequence = !matches!(about.body, Body::Tcp(_));
+            !(by_receiver && without_sequence && passed.contains(&&**about))
+        }
+        _ => false,
+    }
+}
+
+/// Is it a reset that acknowledges all that a segment sent the other way brought?
+fn is_refusal(packet: &Packet, passed: &[&Packet]) -> bool {
+    let Body::Tcp(reset) = packet.body else { return false };
+    let answers = |other: &&&Packet| match other.body {
+        Body::Tcp(tcp) => {
+            (other.from, other.to, other.family) == (packet.to, packet.from, packet.family)
+                && (tcp.source_port, tcp.destination_port) == (reset.destination_port, reset.source_port)
+                && tcp.end() == reset.ack
+        }
+        _ => false,
+    };
+    reset.flags & flag::RST != 0 && reset.flags & flag::ACK != 0 && passed.iter().any(|other| answers(&other))
 }
 
 /// What became of a case.
@@ -101,6 +133,8 @@ fn same(packet: &Packet, one: Verdict, other: Verdict) -> bool {
 pub struct Outcome {
     /// Packets that passed on both sides.
     pub passed: usize,
+    /// Of these, ICMP errors.
+    pub errors_passed: usize,
     /// Packets that were dropped on both.
     pub dropped: usize,
     /// Packets that were rejected on both.

@@ -17,17 +17,25 @@
 //! - Linux runs with `nf_conntrack_tcp_loose=0` and `nf_conntrack_tcp_be_liberal=0`: a connection is known from its SYN
 //!   on, and windows are checked. With looseness configured we differ from that on purpose.
 //! - Linux reassembles datagrams before it looks at them; we let later fragments follow a first one. So fragments come
-//!   in order and not overlapping here, and a datagram counts as passed if any of it is delivered. What else fragments
-//!   can be is for the tests of the switch.
+//!   in order and not overlapping here, and a datagram counts as passed if any of it is delivered. TCP segments
+//!   come whole: of one in fragments we count the first fragment's data only. What else fragments can be is for the
+//!   tests of the switch.
 //! - Checksums are right: Linux calls a packet with a wrong one invalid, we leave that to the receiver.
 //! - SCTP, DCCP and GRE have trackers of their own in Linux; here they would be protocols without ports.
 //! - Linux answers rejected packets only of protocols whose checksum it knows; so of others it is not compared whether
 //!   their sender is told.
+//! - ICMP errors: Linux lets one pass from whomever it comes, if an entry has the connection that it is about. We want it
+//!   from the port that the quoted packet was let through to, and of TCP about a segment in flight. So of an error we
+//!   may drop what Linux lets pass, unless it comes from the receiver of a packet without sequence numbers that passed.
+//! - A reset that acknowledges exactly what the other end sent refuses it, whatever its own sequence number is (RFC 9293
+//!   section 3.10.7.3): until a connection is established, we let more of these pass. There a case ends.
 //! - Time: all of a case happens within the shortest of timeouts.
-//! - What a port may use as its sources, ARP and neighbour discovery: Linux knows no source guard here.
+//! - What a port may use as its sources, ARP, neighbour discovery, redirects and what else routers say: Linux knows no
+//!   source guard here.
 //! - A packet between two ports without any group is not tracked by either.
 //! - After a change of rules Linux would let an established connection pass for ever; its ruleset here judges each
-//!   packet of a connection by the rules in force and the connection's first packet, as we do.
+//!   packet of a connection by the rules in force and the connection's first packet, and forgets a connection that is
+//!   not allowed any more, as we do.
 #![forbid(unsafe_code)]
 
 pub mod case;
@@ -58,6 +66,8 @@ pub enum Verdict {
     Drop,
     /// Not delivered, and its sender was answered.
     Reject,
+    /// Of its fragments only some were delivered, or it was delivered and answered as well.
+    Partly,
 }
 
 impl fmt::Display for Verdict {
@@ -66,6 +76,7 @@ impl fmt::Display for Verdict {
             Self::Pass => "pass",
             Self::Drop => "drop",
             Self::Reject => "reject",
+            Self::Partly => "pass in part",
         })
     }
 }

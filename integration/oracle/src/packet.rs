@@ -184,7 +184,34 @@ impl fmt::Display for Tcp {
     }
 }
 
+impl Tcp {
+    /// The sequence number after it.
+    pub fn end(&self) -> u32 {
+        let flags = [flag::SYN, flag::FIN]
+            .into_iter()
+            .filter(|flag| self.flags & flag != 0)
+            .count();
+        self.seq
+            .wrapping_add(self.len.into())
+            .wrapping_add(u32::try_from(flags).unwrap_or(0))
+    }
+}
+
 impl Packet {
+    /// May a connection begin with it?
+    pub fn opens(&self) -> bool {
+        match &self.body {
+            Body::Tcp(tcp) => tcp.flags & (flag::SYN | flag::ACK | flag::FIN | flag::RST) == flag::SYN,
+            // queries, of the kinds whose answers are known
+            Body::Icmp { kind, .. } => match self.family {
+                Family::V4 => [8, 13, 15, 17].contains(kind),
+                Family::V6 => [128, 139].contains(kind),
+            },
+            Body::Udp { .. } | Body::Other { .. } => true,
+            Body::Error { .. } => false,
+        }
+    }
+
     /// Sender's and receiver's address, as text.
     pub fn addresses(&self) -> String {
         format!(

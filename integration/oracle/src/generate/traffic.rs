@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     PORT_COUNT, Step,
-    packet::{Body, Packet, flag},
+    packet::{Body, Packet},
     rules::{Family, Rules},
 };
 
@@ -66,17 +66,7 @@ pub(super) fn steps(random: &mut Random, rules: &Rules) -> Vec<Step> {
 pub(super) fn opening(random: &mut Random) -> Packet {
     loop {
         let packet = flow(random).next(random);
-        let opens = match &packet.body {
-            Body::Tcp(tcp) => tcp.flags == flag::SYN,
-            // queries, of the kinds whose answers are known
-            Body::Icmp { kind, .. } => match packet.family {
-                Family::V4 => [8, 13, 15, 17].contains(kind),
-                Family::V6 => [128, 139].contains(kind),
-            },
-            Body::Udp { .. } | Body::Other { .. } => true,
-            Body::Error { .. } => false,
-        };
-        if opens {
+        if packet.opens() {
             return packet;
         }
     }
@@ -85,9 +75,8 @@ pub(super) fn opening(random: &mut Random) -> Packet {
 /// Is there something to cut after its headers?
 fn fits_fragments(body: &Body) -> bool {
     match body {
-        Body::Tcp(tcp) => tcp.len >= 200,
         Body::Udp { len, .. } | Body::Icmp { len, .. } | Body::Other { len, .. } => *len >= 200,
-        Body::Error { .. } => false,
+        Body::Tcp(_) | Body::Error { .. } => false,
     }
 }
 
@@ -107,7 +96,7 @@ fn flow(random: &mut Random) -> Flow {
             let (kind, answer) = match family {
                 Family::V4 => pick(
                     random,
-                    &[(8, 0), (8, 0), (8, 0), (13, 14), (15, 16), (17, 18), (42, 43), (10, 9)],
+                    &[(8, 0), (8, 0), (8, 0), (13, 14), (15, 16), (17, 18), (42, 43)],
                 ),
                 Family::V6 => pick(
                     random,
@@ -200,7 +189,7 @@ fn error(random: &mut Random, sent: &[Packet]) -> Packet {
         tampered(random, &mut about);
     }
     let (kind, code) = match about.family {
-        Family::V4 => pick(random, &[(3, 3), (3, 1), (3, 4), (11, 0), (12, 0), (4, 0), (5, 1)]),
+        Family::V4 => pick(random, &[(3, 3), (3, 1), (3, 4), (11, 0), (12, 0), (4, 0)]),
         Family::V6 => pick(random, &[(1, 4), (1, 0), (2, 0), (3, 0), (4, 1)]),
     };
     Packet {

@@ -14,7 +14,10 @@ const NLM_F_REQUEST_AND_ACK: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
-const MESSAGE_LEN: u32 = 20;
+const CTA_MARK: u16 = 8;
+const CTA_MARK_MASK: u16 = 21;
+/// Of an attribute of 4 bytes.
+const ATTRIBUTE_LEN: u16 = 8;
 
 /// Its channel to the kernel.
 pub(super) struct Connections {
@@ -33,13 +36,21 @@ impl Connections {
         Ok(Self { netlink })
     }
 
-    /// All of them, of all families.
-    pub(super) fn forget(&self) -> Result<(), Failure> {
-        let mut message = MESSAGE_LEN.to_ne_bytes().to_vec();
+    /// All of them, of all families, or those with a mark.
+    pub(super) fn forget(&self, mark: Option<u32>) -> Result<(), Failure> {
+        let attribute = |kind: u16, value: u32| {
+            let head = [ATTRIBUTE_LEN.to_ne_bytes(), kind.to_ne_bytes()].concat();
+            [head, value.to_be_bytes().to_vec()].concat()
+        };
+        let filter = mark.map(|mark| [attribute(CTA_MARK, mark), attribute(CTA_MARK_MASK, u32::MAX)].concat());
+        let filter = filter.unwrap_or_default();
+        let len = u32::try_from(20 + filter.len()).unwrap_or(u32::MAX);
+        let mut message = len.to_ne_bytes().to_vec();
         message.extend((NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE).to_ne_bytes());
         message.extend(NLM_F_REQUEST_AND_ACK.to_ne_bytes());
         // sequence number and port; then any family, version 0, no resource
         message.extend([0; 12]);
+        message.extend(filter);
         let flushing = || Failure::kernel("flush connections");
         send(self.netlink.as_raw_fd(), &message, MsgFlags::empty()).map_err(flushing())?;
         let mut answer = [0; 256];

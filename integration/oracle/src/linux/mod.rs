@@ -26,6 +26,8 @@ use crate::{
 
 const MARKER_INTERFACE: &str = "pm";
 const MARKER_ADDRESS: &str = "10.0.0.254";
+/// Mark of connections that are not allowed any more.
+const ENDED: u32 = 1;
 const MARKER_WAIT_MS: u16 = 30_000;
 
 /// Kernel settings, in the order in which they are made; those of interfaces hold for interfaces made later.
@@ -84,7 +86,7 @@ impl Linux {
 
     /// Forgets all connections.
     pub fn forget(&mut self) -> Result<(), Failure> {
-        self.connections.forget()
+        self.connections.forget(None)
     }
 
     /// Waits until all that was sent before has arrived.
@@ -141,6 +143,9 @@ impl Side for Linux {
         }
         self.settle()?;
         let arrived = self.arrived()?;
+        if arrived[packet.to] == 0 {
+            self.connections.forget(Some(ENDED))?;
+        }
         for (port, count) in arrived.iter().enumerate() {
             if *count != 0 && port != packet.from && port != packet.to {
                 return Err(broken(format!("a packet {packet} came out at port {port}")));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     PORT_COUNT,
-    linux::{MARKER_ADDRESS, MARKER_INTERFACE, interface},
+    linux::{ENDED, MARKER_ADDRESS, MARKER_INTERFACE, interface},
     rules::{Action, Cidr, Direction, Family, Protocol, Rule, Rules, address},
 };
 
@@ -67,7 +67,10 @@ impl View {
 pub(super) fn text(rules: &Rules) -> String {
     let mut text = "add table inet outboard\ndelete table inet outboard\ntable inet outboard {\n".to_owned();
     // A chain is there before others jump to it.
-    text += "chain refuse {\nmeta l4proto tcp reject with tcp reset\nreject with icmpx type admin-prohibited\n}\n";
+    let refuse = "meta l4proto tcp reject with tcp reset\nreject with icmpx type admin-prohibited\n}\n";
+    // A connection that is not allowed any more ends; until it is answered it is new. An error about it does not end it.
+    let ends = format!("ct state established,new ct mark set {ENDED}\n");
+    text += &format!("chain no {{\n{ends}drop\n}}\nchain refuse {{\n{ends}{refuse}");
     for port in 0..PORT_COUNT {
         for view in [View::Packet, View::Original] {
             for direction in [Direction::Egress, Direction::Ingress] {
@@ -133,7 +136,7 @@ fn chain(text: &mut String, rules: &Rules, port: usize, direction: Direction, vi
     for rule in rules.of_port(port, direction) {
         let verdict = match rule.action {
             Action::Allow => yes,
-            Action::Deny => "drop",
+            Action::Deny => "goto no",
             Action::Reject => "goto refuse",
         };
         for matches in matches(rules, &rule, view) {
@@ -141,7 +144,7 @@ fn chain(text: &mut String, rules: &Rules, port: usize, direction: Direction, vi
         }
     }
     let open = !rules.filtered(port) || direction == Direction::Egress && rules.lets_out(port);
-    let _ = writeln!(text, "{}\n}}", if open { yes } else { "drop" });
+    let _ = writeln!(text, "{}\n}}", if open { yes } else { "goto no" });
 }
 
 /// A rule as matches, one for each family.

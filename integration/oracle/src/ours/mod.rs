@@ -1,10 +1,12 @@
-//! Our side: the classifier alone.
+//! Our side: the classifier alone, and the whole datapath.
 
+mod guest;
 mod spec;
+mod switch;
 
 use outboard_firewall::{Action, Direction, Flow, Policy};
 
-pub use self::spec::spec;
+pub use self::{spec::spec, switch::Datapath};
 use crate::{
     Failure, Side, Verdict,
     packet::{Body, Packet},
