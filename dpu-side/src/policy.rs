@@ -134,11 +134,15 @@ fn converted(group: &desired::Group) -> firewall::Group {
             desired::Egress::Allow => firewall::EgressDefault::Allow,
             desired::Egress::Deny => firewall::EgressDefault::Deny,
         },
-        rules: group.rules.iter().map(converted_rule).collect(),
+        rules: group
+            .rules
+            .iter()
+            .map(|rule| converted_rule(&group.name, rule))
+            .collect(),
     }
 }
 
-fn converted_rule(rule: &desired::Rule) -> firewall::Rule {
+fn converted_rule(group: &Name, rule: &desired::Rule) -> firewall::Rule {
     let range = |ports: Option<desired::PortRange>| {
         ports.map_or(firewall::PortSpec::Any, |range| {
             firewall::PortSpec::Range(range.first, range.last)
@@ -158,7 +162,8 @@ fn converted_rule(rule: &desired::Rule) -> firewall::Rule {
         desired::Matched::Number { protocol } => (firewall::Protocol::Number(protocol), firewall::PortSpec::Any),
     };
     firewall::Rule {
-        name: rule.name.as_ref().map(text),
+        // As the broker calls it: what traces and logs say can be looked up there.
+        name: rule.name.as_ref().map(|name| format!("{group}/{name}").as_str().into()),
         direction: match rule.direction {
             desired::Direction::Ingress => firewall::Direction::Ingress,
             desired::Direction::Egress => firewall::Direction::Egress,
