@@ -2,6 +2,7 @@
 
 use std::{
     net::ToSocketAddrs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +16,8 @@ use crate::error::Failure;
 pub const SERIAL_LEN_MAX: usize = 64;
 /// Longest path of a unix socket, in bytes (`sockaddr_un`, with its final zero byte).
 const SOCKET_PATH_LEN_MAX: usize = 107;
+/// How many connections a card may be told to follow: up to some 12 GiB of them.
+const TRACKED_CONNECTIONS: RangeInclusive<u32> = 1 << 10..=1 << 26;
 
 /// What `dpu.toml` says. Unknown keys are refused.
 #[derive(Debug, Clone, Deserialize)]
@@ -54,6 +57,9 @@ pub struct Limits {
     pub requests_per_s: u32,
     /// Bytes of all volumes held in memory together.
     pub memory_volume_bytes: u64,
+    /// Connections that the card follows at a time, of all its ports with groups and those in their networks, in equal
+    /// shares. They take some 180 bytes each, from the first port with groups on.
+    pub tracked_connections: u32,
     /// How long the worker polls in vain before it sleeps, in microseconds.
     pub spin_us: u32,
 }
@@ -65,6 +71,8 @@ impl Default for Limits {
             sessions: 256,
             requests_per_s: 1000,
             memory_volume_bytes: 1 << 30,
+            // Two ports may have a million each.
+            tracked_connections: 1 << 21,
             spin_us: 50,
         }
     }
@@ -122,6 +130,16 @@ impl Config {
                 "leave the key out for the default, or set at least 1",
             ));
         }
+        if !TRACKED_CONNECTIONS.contains(&limits.tracked_connections) {
+            return Err(Failure::new(
+                format!("tracked_connections = {} is out of range", limits.tracked_connections),
+                format!(
+                    "use {} to {}, or leave the key out for the default",
+                    TRACKED_CONNECTIONS.start(),
+                    TRACKED_CONNECTIONS.end()
+                ),
+            ));
+        }
         Ok(())
     }
 }
@@ -165,7 +183,8 @@ mod tests {
     fn every_key_is_understood() {
         let all = format!(
             "{MINIMAL}card = 'local'\nbroker = '[::1]:7471'\nhost_uids = [1000]\nworker_core = 1\n[limits]\n\
-             connections = 2\nsessions = 3\nrequests_per_s = 4\nmemory_volume_bytes = 5\nspin_us = 6\n"
+             connections = 2\nsessions = 3\nrequests_per_s = 4\nmemory_volume_bytes = 5\ntracked_connections = 4096\n\
+             spin_us = 6\n"
         );
         let config = Config::parse(&all).unwrap();
         assert_eq!(config.card.unwrap().as_str(), "local");
@@ -188,5 +207,6 @@ mod tests {
         assert!(error(&format!("{MINIMAL}broker = 'here'\n")).contains("here"));
         assert!(error(&format!("{MINIMAL}card = '../etc'\n")).contains("not allowed"));
         assert!(error(&format!("{MINIMAL}[limits]\nsessions = 0\n")).contains("sessions"));
+        assert!(error(&format!("{MINIMAL}[limits]\ntracked_connections = 9\n")).contains("tracked_connections = 9"));
     }
 }

@@ -74,6 +74,7 @@ impl Daemon {
             sessions: Sessions::new(config.limits.sessions, worker.clone(), messages.clone()),
             links: Arc::clone(&links),
             outbox: outbox.clone(),
+            tracked_connections: config.limits.tracked_connections,
         };
         let enforcement = Enforcement::start(core, effects, parts).map_err(|e| {
             Failure::io(

@@ -17,7 +17,7 @@ use outboard_vhost_user::{DeviceError, QueueResources};
 use outboard_vswitch::{PortCounters, PortPolicy, Switch};
 use vhost_blk_dpu::BlkUnit;
 
-use crate::{message::Message, policy::CONNECTIONS, volume_totals::VolumeTotals};
+use crate::{message::Message, volume_totals::VolumeTotals};
 
 mod report;
 
@@ -79,9 +79,9 @@ impl Datapath {
         self.switch.set_policy(policies, firewall)
     }
 
-    /// Keeps connections in this table from now on, made for [`CONNECTIONS`].
-    pub fn set_connections(&mut self, table: Arc<Table>) {
-        self.switch.set_connections(table, CONNECTIONS);
+    /// Keeps connections in this table from now on, made for so many.
+    pub fn set_connections(&mut self, table: Arc<Table>, capacity: u32) {
+        self.switch.set_connections(table, capacity);
     }
 
     /// Forgets what other volumes than these counted: they are gone.

@@ -74,6 +74,8 @@ pub struct Parts {
     pub links: Arc<Links>,
     /// What the broker is to hear.
     pub outbox: Outbox,
+    /// Connections that ports with groups may have together.
+    pub tracked_connections: u32,
 }
 
 /// The state of the thread.
@@ -115,6 +117,7 @@ struct Origin {
 impl Enforcement {
     /// Performs what the core wants at start. Fails only if its record cannot be saved.
     pub fn start(core: CardCore, effects: Vec<Effect>, parts: Parts) -> Result<Self, std::io::Error> {
+        let filters = Filters::new(parts.tracked_connections);
         let mut this = Self {
             core,
             parts,
@@ -122,7 +125,7 @@ impl Enforcement {
             retried: VecDeque::new(),
             locked: Locked::default(),
             history: History::default(),
-            filters: Filters::default(),
+            filters,
         };
         match this.perform(effects, &mut Origin::default()) {
             Ok(()) => {}
@@ -344,8 +347,8 @@ impl Enforcement {
         let connections = self.filters.connections(self.core.desired());
         let former = self.parts.worker.call(move |datapath, _| {
             datapath.set_volumes(&volumes);
-            if let Some(table) = connections {
-                datapath.set_connections(table);
+            if let Some((table, capacity)) = connections {
+                datapath.set_connections(table, capacity);
             }
             datapath.set_policy(policies, firewall)
         })?;

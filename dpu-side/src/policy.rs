@@ -13,15 +13,12 @@ use outboard_protocol::{
 };
 use outboard_vswitch::PortPolicy;
 
-/// Connections that the card follows at a time, of all its ports with groups and those in their networks: two of them may
-/// have a million each. They take some 380 MiB, from the first port with groups on.
-pub const CONNECTIONS: u32 = 1 << 21;
-
 /// The firewall of this card's ports, compiled.
-#[derive(Default)]
 pub struct Filters {
     compiled: Arc<Policy>,
-    /// The table of connections was made.
+    /// Connections that are followed at a time.
+    connections: u32,
+    /// The table of them was made.
     follows: bool,
     /// What it was compiled from, by name: what has not changed is handed over as it is.
     groups: BTreeMap<Name, (desired::Group, Arc<firewall::Group>)>,
@@ -29,6 +26,17 @@ pub struct Filters {
 }
 
 impl Filters {
+    /// No firewall yet; once there is one, it follows so many connections at a time.
+    pub fn new(connections: u32) -> Self {
+        Self {
+            compiled: Arc::default(),
+            connections,
+            follows: false,
+            groups: BTreeMap::new(),
+            sets: BTreeMap::new(),
+        }
+    }
+
     /// Compiles what a desired state says of groups. If that cannot be, no port with groups gets anything through, and the
     /// log tells why.
     pub fn follow(&mut self, state: &DesiredState) -> Arc<Policy> {
@@ -46,17 +54,19 @@ impl Filters {
         self.compiled.clone()
     }
 
-    /// The table of connections, once: when the first port has groups. It is made here because that takes its time.
-    pub fn connections(&mut self, state: &DesiredState) -> Option<Arc<Table>> {
+    /// The table of connections and how many it holds, once: when the first port has groups. It is made here because that
+    /// takes its time.
+    pub fn connections(&mut self, state: &DesiredState) -> Option<(Arc<Table>, u32)> {
         if self.follows || state.ports.iter().all(|port| port.groups.is_none()) {
             return None;
         }
         self.follows = true;
-        Some(Arc::new(Table::new(&Config {
-            entries: CONNECTIONS,
+        let table = Table::new(&Config {
+            entries: self.connections,
             ports: u32::try_from(firewall::limits::PORTS_MAX).unwrap_or(u32::MAX),
             ..Config::default()
-        })))
+        });
+        Some((Arc::new(table), self.connections))
     }
 
     fn spec(&mut self, state: &DesiredState) -> Spec {

@@ -116,7 +116,7 @@ fn what_is_desired_is_what_is_judged() {
         ..DesiredState::default()
     };
     assert_eq!(state.check(), Ok(()));
-    let policy = Filters::default().follow(&state);
+    let policy = Filters::new(1 << 10).follow(&state);
     let (near, far) = ([192, 0, 2, 9], [198, 51, 100, 7]);
     assert_eq!(judged(&policy, 1, near, 80), Action::Allow);
     assert_eq!(judged(&policy, 1, far, 80), Action::Deny);
@@ -143,7 +143,7 @@ fn members_on_other_cards_count_on_their_network_and_no_other() {
         ..DesiredState::default()
     };
     let member = [10, 0, 0, 9];
-    let mut filters = Filters::default();
+    let mut filters = Filters::new(1 << 10);
     let nobody = filters.follow(&state);
     assert_eq!(judged(&nobody, 1, member, 5432), Action::Deny, "nobody has the group");
     let hosts = (0..200_u8).map(|n| IpAddr::from([10, 0, 1, n]));
@@ -178,7 +178,7 @@ fn a_policy_that_cannot_be_compiled_silences_ports_with_groups_and_leaves_the_ot
         groups: vec![group("web", vec![rule(tcp(80), Peer::Any)])],
         ..DesiredState::default()
     };
-    let mut filters = Filters::default();
+    let mut filters = Filters::new(1 << 10);
     let policy = filters.follow(&good);
     assert_eq!(judged(&policy, 1, [10, 0, 0, 9], 80), Action::Allow);
     // More groups than the firewall takes.

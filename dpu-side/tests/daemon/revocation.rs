@@ -88,6 +88,7 @@ impl Dpu {
         let gate = Gate::new(core.desired(), worker.clone());
         let disk = TestDisk::default();
         let parts = Parts {
+            tracked_connections: 1 << 10,
             worker: worker.clone(),
             gate: gate.clone(),
             disk: Box::new(disk.clone()),
