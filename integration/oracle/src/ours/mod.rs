@@ -6,7 +6,10 @@ mod switch;
 
 use outboard_firewall::{Action, Direction, Flow, Policy};
 
-pub use self::{spec::spec, switch::Datapath};
+pub use self::{
+    spec::spec,
+    switch::{Datapath, mac},
+};
 use crate::{
     Failure, Side, Verdict,
     packet::{Body, Packet},

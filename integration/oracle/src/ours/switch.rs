@@ -84,6 +84,22 @@ impl Datapath {
         self.switch.set_policy(ports(), self.policy.clone());
     }
 
+    /// A port's guest sends frames, whatever they are. How many frames each guest got then.
+    pub fn inject(&mut self, from: usize, frames: &[Vec<u8>]) -> Result<[usize; PORT_COUNT], Failure> {
+        self.now += PACKET_NS;
+        for frame in frames {
+            self.guests[from].send(frame);
+        }
+        let before = std::mem::take(&mut self.before);
+        self.settle()?;
+        self.why = self.reasons(&before);
+        let mut received = [0; PORT_COUNT];
+        for (guest, count) in self.guests.iter_mut().zip(&mut received) {
+            *count = guest.received().len();
+        }
+        Ok(received)
+    }
+
     /// The reasons of what was dropped since these counters.
     fn reasons(&self, before: &[PortCounters]) -> Option<String> {
         let mut words = Vec::new();
@@ -120,18 +136,8 @@ impl Side for Datapath {
     }
 
     fn send(&mut self, packet: &Packet, number: u16) -> Result<Verdict, Failure> {
-        self.now += PACKET_NS;
         let frames = frame::frames(packet, number, mac(packet.from), mac(packet.to));
-        for frame in &frames {
-            self.guests[packet.from].send(frame);
-        }
-        let before = std::mem::take(&mut self.before);
-        self.settle()?;
-        self.why = self.reasons(&before);
-        let mut received = [0; PORT_COUNT];
-        for (guest, count) in self.guests.iter_mut().zip(&mut received) {
-            *count = guest.received().len();
-        }
+        let received = self.inject(packet.from, &frames)?;
         let delivered = received[packet.to];
         let answered = received[packet.from];
         if received.iter().sum::<usize>() != delivered + answered {
@@ -150,7 +156,8 @@ impl Side for Datapath {
     }
 }
 
-fn mac(port: usize) -> [u8; 6] {
+/// The MAC of a port's guest.
+pub fn mac(port: usize) -> [u8; 6] {
     [0x52, 0x54, 0, 0, 0, u8::try_from(port + 1).unwrap_or(u8::MAX)]
 }
 
