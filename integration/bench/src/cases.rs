@@ -228,7 +228,6 @@ pub fn part(system: System, case: &Case) -> Part {
 fn net_part(system: System, net: NetWork) -> Part {
     let stateful = net.firewall || net.mode == NetMode::NewConnections;
     match system {
-        System::Outboard if stateful => Part::NotYet("not in this version: security groups and conntrack"),
         System::Outboard | System::OvsDpdk => Part::Takes,
         // It forwards whatever comes: there are no connections, and it knows no offloads in this role.
         System::DpdkIo if stateful || net.mode == NetMode::Segments => Part::None,
@@ -365,10 +364,7 @@ mod tests {
             case.map(|case| part(system, &case))
         };
         for name in ["fw-64", "fw-64-100k", "fw-64-1m", "fw-1518", "rtt-fw", "newconn"] {
-            assert!(
-                matches!(takes(Suite::Net, name, System::Outboard), Some(Part::NotYet(_))),
-                "{name}"
-            );
+            assert_eq!(takes(Suite::Net, name, System::Outboard), Some(Part::Takes), "{name}");
             assert_eq!(takes(Suite::Net, name, System::OvsDpdk), Some(Part::Takes), "{name}");
             assert_eq!(takes(Suite::Net, name, System::DpdkIo), Some(Part::None), "{name}");
         }

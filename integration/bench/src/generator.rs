@@ -199,6 +199,8 @@ pub const MACS: [&str; 2] = ["52:54:00:00:00:0a", "52:54:00:00:00:0b"];
 pub const ADDRESSES: [&str; 2] = ["10.0.0.10", "10.0.0.11"];
 /// First destination port of the flows, as `value/mask`: what a firewall has to allow.
 pub const ALLOWED_PORTS: (u16, &str) = (5120, "0x1400/0xfc00");
+/// The same, first and last one.
+pub const ALLOWED_PORT_RANGE: (u16, u16) = (0x1400, 0x1400 | !0xfc00);
 /// Different connections that are opened before the first one comes again.
 const NEW_FLOWS: u32 = 10_000_000;
 

@@ -74,7 +74,7 @@ pub fn compare(case: &Case, ours: &mut dyn Side, linux: &mut dyn Side) -> Result
         let Some(Step::Send(packet)) = case.steps.get(step) else {
             continue;
         };
-        if [one, other] == [Verdict::Pass, Verdict::Drop] && is_refusal(packet, &passed) {
+        if is_refusal(packet, [one, other], &passed) {
             // From here on one of them knows the connection and the other one does not.
             break;
         }
@@ -114,8 +114,9 @@ fn same(packet: &Packet, verdicts: [Verdict; 2], passed: &[&Packet]) -> bool {
     }
 }
 
-/// Is it a reset that acknowledges all that a segment sent the other way brought?
-fn is_refusal(packet: &Packet, passed: &[&Packet]) -> bool {
+/// Is it a reset with the acknowledgement number of all that a segment sent the other way brought, on which we differ? We
+/// let it pass in more states; Linux takes the number also if the flag says that there is none.
+fn is_refusal(packet: &Packet, verdicts: [Verdict; 2], passed: &[&Packet]) -> bool {
     let Body::Tcp(reset) = packet.body else { return false };
     let answers = |other: &&&Packet| match other.body {
         Body::Tcp(tcp) => {
@@ -125,7 +126,12 @@ fn is_refusal(packet: &Packet, passed: &[&Packet]) -> bool {
         }
         _ => false,
     };
-    reset.flags & flag::RST != 0 && reset.flags & flag::ACK != 0 && passed.iter().any(|other| answers(&other))
+    let differs = match verdicts {
+        [Verdict::Pass, Verdict::Drop] => reset.flags & flag::ACK != 0,
+        [Verdict::Drop, Verdict::Pass] => reset.flags & flag::ACK == 0,
+        _ => false,
+    };
+    differs && reset.flags & flag::RST != 0 && passed.iter().any(|other| answers(&other))
 }
 
 /// What became of a case.

@@ -28,7 +28,8 @@
 //!   from the port that the quoted packet was let through to, and of TCP about a segment in flight. So of an error we
 //!   may drop what Linux lets pass, unless it comes from the receiver of a packet without sequence numbers that passed.
 //! - A reset that acknowledges exactly what the other end sent refuses it, whatever its own sequence number is (RFC 9293
-//!   section 3.10.7.3): until a connection is established, we let more of these pass. There a case ends.
+//!   section 3.10.7.3): until a connection is established, we let more of these pass; Linux also lets
+//!   one pass that has the number and not the flag. There a case ends.
 //! - Time: all of a case happens within the shortest of timeouts.
 //! - What a port may use as its sources, ARP, neighbour discovery, redirects and what else routers say: Linux knows no
 //!   source guard here.

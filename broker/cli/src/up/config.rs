@@ -29,6 +29,14 @@ struct Dpu<'a> {
     volume_dir: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     worker_core: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
+}
+
+/// Those of the DPU's limits that can be told here.
+#[derive(Serialize)]
+struct Limits {
+    tracked_connections: u32,
 }
 
 #[derive(Serialize)]
@@ -68,6 +76,9 @@ pub fn write_dpu(dir: &RunDir, plan: &Plan, card: &CardIdentity, broker: &str) -
         link_socket: dir.link_socket(),
         volume_dir: plan.volume_dir.clone(),
         worker_core: plan.core,
+        limits: plan
+            .tracked_connections
+            .map(|tracked_connections| Limits { tracked_connections }),
     };
     write(dir, "dpu", &dpu)
 }

@@ -15,6 +15,7 @@ fn plan(run_dir: PathBuf) -> Plan {
         run_dir,
         volume_dir: "/".into(),
         core: None,
+        tracked_connections: None,
     }
 }
 

@@ -76,6 +76,9 @@ pub struct UpArgs {
     /// Pin the DPU's worker to this core [default: wherever the kernel puts it]
     #[arg(long, value_name = "N")]
     pub core: Option<usize>,
+    /// Connections that the DPU follows at a time, of all ports with groups [default: 2 million]
+    #[arg(long, value_name = "N")]
+    pub tracked_connections: Option<u32>,
 }
 
 /// Brings everything up, waits for a signal or for something to fail, and takes everything down again.

@@ -30,6 +30,8 @@ pub struct Plan {
     pub volume_dir: PathBuf,
     /// Core of the DPU's worker.
     pub core: Option<usize>,
+    /// Connections that the DPU follows at a time, if that is told.
+    pub tracked_connections: Option<u32>,
 }
 
 impl Plan {
@@ -59,6 +61,7 @@ impl Plan {
             run_dir,
             volume_dir: absolute(&volume_dir)?,
             core: args.core,
+            tracked_connections: args.tracked_connections,
         })
     }
 

@@ -24,6 +24,7 @@ fn args(file: &str) -> UpArgs {
         run_dir: Some("/run/ob".into()),
         volume_dir: None,
         core: None,
+        tracked_connections: None,
     }
 }
 

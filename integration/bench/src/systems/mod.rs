@@ -54,16 +54,22 @@ pub enum Setting {
     Switch,
     /// Two ports with a stateful firewall between them.
     Firewall,
+    /// The same, with room for all connections that a run can open.
+    Connections,
     /// Two ports, with segmentation left to whoever needs it.
     Segments,
     /// A volume.
     Volume(Store),
 }
 
+/// Connections that the port which opens them may have, in every system that keeps state of them.
+const CONNECTIONS_MAX: u32 = 12_000_000;
+
 impl Setting {
     /// That of a case; tunnels have none yet.
     pub fn of(case: &Case) -> Option<Self> {
         match case.work {
+            Work::Net(net) if net.mode == NetMode::NewConnections => Some(Self::Connections),
             Work::Net(net) if net.firewall => Some(Self::Firewall),
             Work::Net(net) if net.mode == NetMode::Segments => Some(Self::Segments),
             Work::Net(_) => Some(Self::Switch),
@@ -76,6 +82,7 @@ impl Setting {
         match self {
             Self::Switch => "l2",
             Self::Firewall => "fw",
+            Self::Connections => "newconn",
             Self::Segments => "tso",
             Self::Volume(Store::Null) => "null",
             Self::Volume(Store::Memory) => "mem",

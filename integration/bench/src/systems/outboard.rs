@@ -17,19 +17,21 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{
-    Backend, Context, READY_LIMIT, Setting,
+    Backend, CONNECTIONS_MAX, Context, READY_LIMIT, Setting,
     store::{self, VOLUME_LEN_BYTES},
 };
 use crate::{
     cases::Store,
     error::Failure,
-    generator::{ADDRESSES, MACS, Role, Target},
+    generator::{ADDRESSES, ALLOWED_PORT_RANGE, MACS, Role, Target},
     launch::{Launch, Running},
 };
 
 const WHO: &str = "outboard";
 const PORTS: [&str; 2] = ["a", "b"];
 const VOLUME: &str = "disk";
+/// Of the two ports, where there is a firewall.
+const GROUPS: [&str; 2] = ["client", "server"];
 
 /// A running `outboard up`.
 pub struct Outboard {
@@ -42,19 +44,27 @@ impl Outboard {
     /// Writes a topology, starts everything, and waits until it is ready.
     pub fn start(context: &Context, setting: Setting, folder: &Path) -> Result<Self, Failure> {
         let topology = match setting {
-            Setting::Switch | Setting::Firewall | Setting::Segments => network_topology(),
+            Setting::Switch | Setting::Segments => network_topology(None),
+            Setting::Firewall | Setting::Connections => network_topology(Some(GROUPS)) + &groups(),
             Setting::Volume(store) => volume_topology(context, store)?,
         };
         let file = folder.join("bench.toml");
         fs::write(&file, topology).map_err(|e| Failure::io(WHO, file.display(), &e, "check the space left in /tmp"))?;
         let run_dir = folder.join("run");
         let core = context.machine.backend_core;
+        // Each of the two ports has half of them.
+        let connections = (CONNECTIONS_MAX * 2).to_string();
+        let limits = match setting {
+            Setting::Connections => vec!["--tracked-connections", &connections],
+            _ => Vec::new(),
+        };
         let mut up = Launch::new(WHO, context.programs.path("outboard"), core)
             .args(["--json", "up"])
             .arg(&file)
             .arg("--run-dir")
             .arg(&run_dir)
             .args(["--core", &core.to_string()])
+            .args(limits)
             .read_stdout()
             .start(&folder.join("up.log"))?;
         let ready = first_line(&mut up)?;
@@ -97,13 +107,31 @@ fn dpu_pid(ready: &str) -> Option<u32> {
     object.get("pids")?.get("dpu")?.as_u64()?.try_into().ok()
 }
 
-fn network_topology() -> String {
+/// `groups`: those of the ports; without any, they are not filtered.
+fn network_topology(groups: Option<[&str; 2]>) -> String {
     let mut text = "[[network]]\nname = \"bench\"\nsubnets = [\"10.0.0.0/24\"]\n".to_owned();
-    for ((name, mac), address) in PORTS.into_iter().zip(MACS).zip(ADDRESSES) {
+    for (index, ((name, mac), address)) in PORTS.into_iter().zip(MACS).zip(ADDRESSES).enumerate() {
         let _ = write!(
             text,
             "\n[[port]]\nname = \"{name}\"\nnetwork = \"bench\"\nmac = \"{mac}\"\naddresses = [\"{address}\"]\n\
              card = \"local\"\n"
+        );
+        if let Some(group) = groups.and_then(|groups| groups.get(index).copied()) {
+            let _ = writeln!(text, "groups = [\"{group}\"]");
+        }
+    }
+    text
+}
+
+/// Connections may be opened from the first port to the allowed destination ports, and what belongs to one passes.
+fn groups() -> String {
+    let (first, last) = ALLOWED_PORT_RANGE;
+    let [client, server] = GROUPS;
+    let mut text = format!("\n[[group]]\nname = \"{client}\"\n\n[[group]]\nname = \"{server}\"\negress = \"deny\"\n");
+    for protocol in ["udp", "tcp"] {
+        let _ = write!(
+            text,
+            "[[group.rule]]\ndirection = \"ingress\"\nprotocol = \"{protocol}\"\nports = \"{first}-{last}\"\n"
         );
     }
     text
@@ -168,9 +196,20 @@ mod tests {
 
     #[test]
     fn ports_have_the_generators_addresses() {
-        let text = network_topology();
+        let text = network_topology(None);
+        assert!(!text.contains("group"), "{text}");
         for word in MACS.into_iter().chain(ADDRESSES) {
             assert!(text.contains(&format!("\"{word}\"")), "{text}");
         }
+    }
+
+    #[test]
+    fn the_firewall_lets_connections_begin_on_one_side_only() {
+        let text = network_topology(Some(GROUPS)) + &groups();
+        assert!(
+            text.contains("groups = [\"client\"]") && text.contains("groups = [\"server\"]"),
+            "{text}"
+        );
+        assert_eq!(text.matches("ports = \"5120-6143\"").count(), 2, "{text}");
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{Backend, Context, READY_LIMIT, Setting, dpdk_memory, package_version};
+use super::{Backend, CONNECTIONS_MAX, Context, READY_LIMIT, Setting, dpdk_memory, package_version};
 use crate::{
     error::Failure,
     generator::{ALLOWED_PORTS, Role, Target},
@@ -24,8 +24,6 @@ const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// For its buffers, which it makes for each port.
 const MEMORY_MB: u32 = 512;
-/// Connections that it may know; its own limit is 3 million.
-const CONNECTIONS_MAX: &str = "30000000";
 
 const PORTS: [&str; 2] = ["va", "vb"];
 
@@ -90,7 +88,7 @@ impl OvsDpdk {
             database,
             folder: folder.to_owned(),
         };
-        if setting == Setting::Firewall {
+        if matches!(setting, Setting::Firewall | Setting::Connections) {
             started.firewall()?;
         }
         Ok(started)
@@ -110,7 +108,10 @@ impl OvsDpdk {
         let mut command = tool("ovs-appctl", &self.folder);
         let control = self.folder.join("vs.ctl");
         let command = command.arg("-t").arg(control);
-        run(WHO, command.args(["dpctl/ct-set-maxconns", CONNECTIONS_MAX]))?;
+        run(
+            WHO,
+            command.args(["dpctl/ct-set-maxconns", &CONNECTIONS_MAX.to_string()]),
+        )?;
         Ok(())
     }
 }
