@@ -37,6 +37,8 @@ pub struct Mismatch {
     pub why: [Option<String>; 2],
 }
 
+const SYN_ACK: u8 = flag::SYN | flag::ACK;
+
 type Told = Vec<(usize, Verdict, Option<String>)>;
 
 impl Case {
@@ -74,8 +76,8 @@ pub fn compare(case: &Case, ours: &mut dyn Side, linux: &mut dyn Side) -> Result
         let Some(Step::Send(packet)) = case.steps.get(step) else {
             continue;
         };
-        if is_refusal(packet, [one, other], &passed) {
-            // From here on one of them knows the connection and the other one does not.
+        if is_early_reset(packet, &passed) {
+            // From here on one of them may know the connection and the other one not.
             break;
         }
         if !same(packet, [one, other], &passed) {
@@ -114,24 +116,34 @@ fn same(packet: &Packet, verdicts: [Verdict; 2], passed: &[&Packet]) -> bool {
     }
 }
 
-/// Is it a reset with the acknowledgement number of all that a segment sent the other way brought, on which we differ? We
-/// let it pass in more states; Linux takes the number also if the flag says that there is none.
-fn is_refusal(packet: &Packet, verdicts: [Verdict; 2], passed: &[&Packet]) -> bool {
+/// Is it a reset, and did nothing pass before that shows a connection to be established?
+fn is_early_reset(packet: &Packet, passed: &[&Packet]) -> bool {
     let Body::Tcp(reset) = packet.body else { return false };
-    let answers = |other: &&&Packet| match other.body {
-        Body::Tcp(tcp) => {
-            (other.from, other.to, other.family) == (packet.to, packet.from, packet.family)
-                && (tcp.source_port, tcp.destination_port) == (reset.destination_port, reset.source_port)
-                && tcp.end() == reset.ack
+    if reset.flags & flag::RST == 0 {
+        return false;
+    }
+    // Segments of the connection since it was opened last, and which of them have the reset's direction.
+    let mut opening = None;
+    let mut answered = None;
+    let mut acknowledged = 0;
+    for other in passed {
+        let Body::Tcp(tcp) = other.body else { continue };
+        let there = (other.from, other.to, tcp.source_port, tcp.destination_port);
+        let forward = there == (packet.from, packet.to, reset.source_port, reset.destination_port);
+        let back = there == (packet.to, packet.from, reset.destination_port, reset.source_port);
+        if other.family != packet.family || !forward && !back {
+            continue;
         }
-        _ => false,
-    };
-    let differs = match verdicts {
-        [Verdict::Pass, Verdict::Drop] => reset.flags & flag::ACK != 0,
-        [Verdict::Drop, Verdict::Pass] => reset.flags & flag::ACK == 0,
-        _ => false,
-    };
-    differs && reset.flags & flag::RST != 0 && passed.iter().any(|other| answers(&other))
+        match tcp.flags & (flag::SYN | flag::ACK | flag::RST) {
+            flag::SYN => (opening, answered, acknowledged) = (Some((forward, tcp.end())), None, 0),
+            SYN_ACK if opening == Some((!forward, tcp.ack)) => answered = Some((forward, tcp.end())),
+            flag::ACK if acknowledged > 0 || answered == Some((!forward, tcp.ack)) => acknowledged += 1,
+            flag::ACK => {}
+            _ => (opening, answered, acknowledged) = (None, None, 0),
+        }
+    }
+    // The one that ends the handshake, and one more.
+    acknowledged < 2
 }
 
 /// What became of a case.

@@ -27,9 +27,9 @@
 //! - ICMP errors: Linux lets one pass from whomever it comes, if an entry has the connection that it is about. We want it
 //!   from the port that the quoted packet was let through to, and of TCP about a segment in flight. So of an error we
 //!   may drop what Linux lets pass, unless it comes from the receiver of a packet without sequence numbers that passed.
-//! - A reset that acknowledges exactly what the other end sent refuses it, whatever its own sequence number is (RFC 9293
-//!   section 3.10.7.3): until a connection is established, we let more of these pass; Linux also lets
-//!   one pass that has the number and not the flag. There a case ends.
+//! - Resets before a connection is established: Linux takes one that acknowledges the end of a segment it has noted,
+//!   whatever its sequence number is, and has noted 0 of most; we note more, and want the flag with the number. So a case
+//!   ends at a reset of a connection that no two segments after the handshake show to be established.
 //! - Time: all of a case happens within the shortest of timeouts.
 //! - What a port may use as its sources, ARP, neighbour discovery, redirects and what else routers say: Linux knows no
 //!   source guard here.
