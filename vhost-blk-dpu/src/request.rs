@@ -234,7 +234,7 @@ fn count_ranges(readable_data_len: u64, writable_data_len: u64, limits: Limits) 
 }
 
 fn check_range(sector: u64, len: u64, limits: Limits) -> Result<(), RequestError> {
-    if len == 0 || !len.is_multiple_of(LBA_LEN) {
+    if len == 0 || (!len.is_multiple_of(LBA_LEN) && on(Check::RequestLength)) {
         return Err(RequestError::PartialBlock { len });
     }
     match sector.checked_add(len / LBA_LEN) {

@@ -111,7 +111,7 @@ fn check_writable(namespace: &Namespace) -> Result<(), Status> {
 }
 
 fn expect_data(data_len: u64, len: u64) -> Result<(), Status> {
-    match data_len == len {
+    match data_len == len || !on(Check::RequestLength) {
         true => Ok(()),
         false => Err(Status::DATA_LENGTH_INVALID),
     }

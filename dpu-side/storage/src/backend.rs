@@ -208,7 +208,7 @@ impl Geometry {
             op if op.changes() && self.read_only => return Err(IoError::ReadOnly),
             _ => {}
         }
-        if !offset.is_multiple_of(SECTOR_LEN) || !len.is_multiple_of(SECTOR_LEN) {
+        if !offset.is_multiple_of(SECTOR_LEN) || (!len.is_multiple_of(SECTOR_LEN) && on(Check::RequestLength)) {
             return Err(IoError::PartialSector { offset, len });
         }
         match offset.checked_add(len) {

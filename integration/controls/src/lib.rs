@@ -94,6 +94,8 @@ pub enum Check {
     QueueSize,
     /// A message is as long as its fields say.
     MessageLength,
+    /// A request has whole sectors, and as many bytes as its sectors have.
+    RequestLength,
     /// Frames must fit the MTU, or the largest frame there is.
     FrameLength,
     /// IP headers must agree with themselves and with the frame.
@@ -167,6 +169,7 @@ const ALL: &[(Check, &str)] = &[
     (Check::RegionCount, "region-count"),
     (Check::QueueSize, "queue-size"),
     (Check::MessageLength, "message-length"),
+    (Check::RequestLength, "request-length"),
     (Check::FrameLength, "frame-length"),
     (Check::WellFormedIp, "well-formed-ip"),
     (Check::ReceiveBuffer, "receive-buffer"),
@@ -207,14 +210,17 @@ mod switchable {
 
     use super::{ALL, Check};
 
-    thread_local!(static OFF_HERE: Cell<u64> = const { Cell::new(0) });
+    // One bit for each check.
+    const _: () = assert!(ALL.len() <= u128::BITS as usize);
 
-    fn off_in_process() -> u64 {
-        static OFF: OnceLock<u64> = OnceLock::new();
+    thread_local!(static OFF_HERE: Cell<u128> = const { Cell::new(0) });
+
+    fn off_in_process() -> u128 {
+        static OFF: OnceLock<u128> = OnceLock::new();
         *OFF.get_or_init(|| {
             let named = std::env::var("OUTBOARD_CHECKS_OFF").unwrap_or_default();
             let bit = |name: &str| match ALL.iter().find(|(_, n)| *n == name) {
-                Some((check, _)) => 1 << *check as u8,
+                Some((check, _)) => 1u128 << *check as u8,
                 None => panic!("OUTBOARD_CHECKS_OFF names '{name}', which is no check"),
             };
             named
@@ -227,17 +233,17 @@ mod switchable {
 
     /// Is the check on?
     pub fn on(check: Check) -> bool {
-        (off_in_process() | OFF_HERE.get()) & (1 << check as u8) == 0
+        (off_in_process() | OFF_HERE.get()) & (1u128 << check as u8) == 0
     }
 
     /// While it lives, one check is off in the thread that made it.
-    pub struct Off(u64);
+    pub struct Off(u128);
 
     impl Off {
         /// Turn `check` off in this thread.
         pub fn here(check: Check) -> Self {
             let before = OFF_HERE.get();
-            OFF_HERE.set(before | 1 << check as u8);
+            OFF_HERE.set(before | 1u128 << check as u8);
             Self(before)
         }
     }

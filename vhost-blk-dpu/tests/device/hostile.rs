@@ -129,6 +129,14 @@ fn h52_h33_lengths_that_are_not_whole_sectors_or_do_not_fit_the_type_are_refused
 }
 
 #[test]
+fn h33_control_without_the_check_a_request_for_one_sector_changes_the_next() {
+    let mut guest = memory_guest(false);
+    let _off = Off::here(Check::RequestLength);
+    assert_eq!(guest.run(T_OUT, 0, &[9; 513], 0).0, S_OK);
+    assert_eq!(guest.run(T_IN, 1, &[], 512).2[..2], [9, 0]);
+}
+
+#[test]
 fn h53_types_that_were_not_negotiated_are_unsupported() {
     let backend = Box::new(MemoryBackend::new(64 * KIB, false));
     let mut guest = Guest::new(config(64 * KIB), backend, DEFAULT_FEATURES & !(1 << 13 | 1 << 14));

@@ -51,4 +51,8 @@ fn h17_sessions_leave_no_descriptors_threads_or_mappings() {
         drop(Frontend::new().close());
     }
     assert_eq!(counts(), before);
+    // Control: a session that stays is seen.
+    let kept = working();
+    assert_ne!(counts(), before);
+    drop(kept.0.close());
 }
