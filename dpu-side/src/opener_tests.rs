@@ -2,7 +2,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Generous: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn volume(name: &str, size_bytes: u64, backend: VolumeBackend) -> Volume {
     Volume {

@@ -14,7 +14,7 @@ use nix::{
 };
 
 /// How long a process has to end after it was asked to.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A child process. Dropping it kills it; [`Process::stop`] asks first.
 #[derive(Debug)]
@@ -51,6 +51,11 @@ impl Process {
     /// Its standard output, where `configure` asked for a pipe.
     pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.child.stdout.take()
+    }
+
+    /// Its standard input, where `configure` asked for a pipe.
+    pub fn take_stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// Sends it a signal.

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::{binaries::Binaries, process::Process, stack::Stack, wait};
 
 /// How long anything may take here. Generous: the machine may be busy.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Result of a step.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 type Outcome = Result<(), Box<dyn Error>>;
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-const STATE_LIMIT: Duration = Duration::from_secs(30);
+const STATE_LIMIT: Duration = Duration::from_secs(60);
 const VOLUME_LEN_BYTES: u64 = 64 << 20;
 
 /// Ports vm1 and vm2 of network blue, and the volume disk1.

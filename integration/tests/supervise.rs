@@ -16,7 +16,7 @@ use outboard_integration::{binaries::Binaries, stack::Stack, wait};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 const TOPOLOGY: &str = "\
 [[network]]

@@ -21,7 +21,7 @@ use crate::support::{
     card::{csr, enrol},
 };
 
-const WAIT: Duration = Duration::from_secs(20);
+const WAIT: Duration = Duration::from_secs(60);
 
 fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_outboard-broker"));

@@ -165,7 +165,7 @@ fn a_backend_dropped_with_requests_in_flight_lets_go_when_they_are_over() {
     let (file, ram) = (volume_file(), GuestRam::new(4 << 20));
     let before = Arc::strong_count(ram.memory());
     for _ in 0..20 {
-        let mut backend = open_within(file.path(), Duration::from_secs(20));
+        let mut backend = open_within(file.path(), Duration::from_secs(60));
         for tag in 0..32 {
             let op = if tag % 4 == 3 {
                 Op::Flush
@@ -189,7 +189,7 @@ fn a_backend_dropped_with_requests_in_flight_lets_go_when_they_are_over() {
         backend.start();
         drop(backend);
     }
-    drop(open_within(file.path(), Duration::from_secs(20)));
+    drop(open_within(file.path(), Duration::from_secs(60)));
     assert_eq!(Arc::strong_count(ram.memory()), before);
 }
 

@@ -13,7 +13,7 @@ use outboard_protocol::{
 
 use crate::{
     broker::{Authority, Broker, CardStream},
-    fixture::{Card, Change, desired, eventually, fails_without, port, two_ports, volume},
+    fixture::{Card, Change, PATIENCE, desired, eventually, fails_without, port, two_ports, volume},
     guest::{NetGuest, frame},
 };
 
@@ -58,7 +58,7 @@ fn a_desired_state_is_applied_used_and_revoked() {
     let mut vm1 = NetGuest::start(host.open(&port("vm1")));
     let mut vm2 = NetGuest::start(host.open(&port("vm2")));
     assert!(vm1.send(&frame(1, 2, &[1; 100])));
-    assert!(vm2.receive(Duration::from_secs(5)).is_some());
+    assert!(vm2.receive(PATIENCE).is_some());
     reported(&mut stream, &port("vm1"), State::Active);
     stream.hear("both ports' counters", |message| match message {
         FromCard::Telemetry { ports, .. } => {
@@ -105,7 +105,7 @@ fn an_older_or_contradicting_desired_state_changes_nothing() {
     stream.desire(twice);
     for n in 0..20 {
         assert!(vm1.send(&frame(1, 2, &[n; 60])));
-        assert!(vm2.receive(Duration::from_secs(5)).is_some(), "traffic goes on");
+        assert!(vm2.receive(PATIENCE).is_some(), "traffic goes on");
         std::thread::sleep(Duration::from_millis(5));
     }
     stream.desire(two_ports_at(9));

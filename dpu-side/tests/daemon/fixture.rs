@@ -34,9 +34,12 @@ pub fn volume(text: &str) -> ObjectRef {
     }
 }
 
+/// How long something may take that is only to happen at all. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits for what happens on other threads.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {
             return found;

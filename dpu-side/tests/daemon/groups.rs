@@ -10,11 +10,10 @@ use outboard_protocol::{
 
 use crate::{
     broker::{Broker, CardStream},
-    fixture::{CARD, Card, Change, desired, name, port},
+    fixture::{CARD, Card, Change, PATIENCE, desired, name, port},
     guest::{NetGuest, frame},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(200);
 /// Destination port of [`frame`].
 const UDP_PORT: u16 = 12_345;

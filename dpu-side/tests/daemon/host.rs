@@ -8,7 +8,6 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    time::Duration,
 };
 
 use outboard_protocol::{
@@ -24,6 +23,8 @@ use rustix::{
         SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with, sockopt,
     },
 };
+
+use crate::fixture::PATIENCE;
 
 pub struct Host {
     socket: OwnedFd,
@@ -44,8 +45,7 @@ impl Host {
         let kind = SocketType::SEQPACKET;
         let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a socket");
         connect(&socket, &SocketAddrUnix::new(path).expect("a path")).ok()?;
-        let patience = Some(Duration::from_secs(10));
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, patience).expect("a timeout");
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE)).expect("a timeout");
         Some(Self {
             socket,
             seq: 0,

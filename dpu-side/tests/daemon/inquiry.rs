@@ -1,7 +1,5 @@
 //! The broker's questions to the daemon, about real traffic.
 
-use std::time::Duration;
-
 use outboard_protocol::{
     binding::State,
     card::{FromBroker, FromCard},
@@ -16,11 +14,9 @@ use outboard_protocol::{
 
 use crate::{
     broker::{Broker, CardStream},
-    fixture::{Card, Change, desired, eventually, port, two_ports, volume},
+    fixture::{Card, Change, PATIENCE, desired, eventually, port, two_ports, volume},
     guest::{NetGuest, frame},
 };
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks, and waits for the answer.
 fn ask(stream: &mut CardStream, id: u64, question: Question) -> Answer {

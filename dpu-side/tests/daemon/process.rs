@@ -202,6 +202,11 @@ fn h17_reconnects_leave_nothing_behind() {
         "descriptors, threads, mappings, KiB: {before:?} before and {now:?} after {rounds} reconnects"
     );
     eprintln!("descriptors, threads, mappings, KiB: {before:?} before and {now:?} after {rounds} reconnects");
+    // Control: one that stays is seen.
+    let _kept = card.host();
+    eventually("a descriptor more is held", || {
+        (held(child.id())[0] > now[0]).then_some(())
+    });
     child.kill().unwrap();
     child.wait().unwrap();
 }

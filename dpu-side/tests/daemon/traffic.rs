@@ -5,11 +5,10 @@ use std::{io::Write, time::Duration};
 use outboard_protocol::{desired::VolumeBackend, id::Generation, link::Reply, refusal::Code};
 
 use crate::{
-    fixture::{Card, Change, desired, eventually, port, two_ports, volume},
+    fixture::{Card, Change, PATIENCE, desired, eventually, port, two_ports, volume},
     guest::{BLK_T_FLUSH, BLK_T_IN, BLK_T_OUT, BlkGuest, NetGuest, frame},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(200);
 
 #[test]

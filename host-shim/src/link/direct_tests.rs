@@ -13,7 +13,7 @@ use rustix::net::{accept, bind, listen, recv, send};
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A link, what it reports, and the DPU's listener.
 struct World {

@@ -23,7 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::fake_dpu::FakeDpu;
 
 /// Longest wait for anything. Far more than is needed; the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `ready` gives something.
 pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {

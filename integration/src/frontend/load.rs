@@ -47,9 +47,9 @@ const STATUS_OK: u8 = 0;
 /// What the status byte holds before the device writes it.
 const STATUS_UNWRITTEN: u8 = 0xff;
 /// How long nothing at all may happen, whatever is killed meanwhile.
-const STUCK_LIMIT: Duration = Duration::from_secs(30);
+const STUCK_LIMIT: Duration = Duration::from_secs(60);
 /// How long a call may stay out once its used entry can be seen.
-const CALL_LIMIT: Duration = Duration::from_secs(2);
+const CALL_LIMIT: Duration = Duration::from_secs(20);
 
 /// What was acknowledged so far. May be looked at while the load runs.
 #[derive(Debug, Default)]

@@ -46,13 +46,16 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
 }
 
-/// Makes a request available out of any buffers and waits a moment: its status, and how much was written.
+/// How long a request may wait for an answer that it should not get.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Makes a request available out of any buffers and waits for an answer: its status, and how much was written.
 fn request(
     rings: &mut Rings,
     slot: &Slot,
     head: &[u8],
-    readable: &[(u64, u32)],
-    writable: &[(u64, u32)],
+    [readable, writable]: [&[(u64, u32)]; 2],
+    patience: Duration,
 ) -> io::Result<(u8, Option<u32>)> {
     let ring = &mut rings.queues[0];
     ring.driver.write(slot.header, head);
@@ -60,19 +63,18 @@ fn request(
     ring.driver.add(readable, writable);
     ring.driver.publish();
     ring.kick.write(1)?;
-    let used = wait::until(Duration::from_millis(500), || ring.driver.used());
+    let used = wait::until(patience, || ring.driver.used());
     Ok((ring.driver.read(slot.status, 1)[0], used.map(|(_, len)| len)))
 }
 
 /// An honest read, which shows that the volume works.
 fn reads(rings: &mut Rings, slot: &Slot) -> io::Result<bool> {
-    let used = request(
-        rings,
-        slot,
-        &header(T_IN, 0),
-        &[(slot.header, 16)],
-        &[(slot.data, BLOCK_LEN), (slot.status, 1)],
-    )?;
+    reads_within(rings, slot, LIMIT)
+}
+
+fn reads_within(rings: &mut Rings, slot: &Slot, patience: Duration) -> io::Result<bool> {
+    let parts: [&[_]; 2] = [&[(slot.header, 16)], &[(slot.data, BLOCK_LEN), (slot.status, 1)]];
+    let used = request(rings, slot, &header(T_IN, 0), parts, patience)?;
     Ok(used == (OK, Some(BLOCK_LEN + 1)))
 }
 
@@ -113,7 +115,7 @@ fn h26_h33_requests_whose_parts_do_not_fit() -> Outcome {
         let mark = [0x77; 512];
         rings.queues[0].driver.write(bad.data, &mark);
         let [readable, writable] = parts(&bad);
-        let (status, _) = request(&mut rings, &bad, &header(kind, 0), &readable, &writable)?;
+        let (status, _) = request(&mut rings, &bad, &header(kind, 0), [&readable, &writable], SILENCE)?;
         assert_ne!(status, OK, "{what} does not succeed");
         if kind == T_OUT {
             // nothing of it reached the volume
@@ -217,7 +219,7 @@ fn h07_dirty_logs_that_do_not_fit() -> Outcome {
             .and_then(|_| frontend.send_acked(Request::SetFeatures, &features, &[]));
         // The shim may take it on its own account while no DPU is there: then none that comes takes the session, and
         // nothing is served any more.
-        let refused = taken.is_err() || !reads(&mut rings, &slot)?;
+        let refused = taken.is_err() || !reads_within(&mut rings, &slot, SILENCE)?;
         assert!(refused, "{what} is refused");
         let mut logged = [0; 8192];
         log.memory().read(RAM_START, &mut logged)?;

@@ -14,7 +14,7 @@ pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 /// Frames that the neighbours exchange each way to show that they are unharmed.
 const NEIGHBOUR_FRAMES: u16 = 200;
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long a wedged worker is waited for before the attack counts as a success.
 const WEDGED_LIMIT: Duration = Duration::from_secs(2);
 
@@ -102,7 +102,7 @@ impl Scene {
         drop(again);
         let (dpu, baseline) = (self.dpu, self.baseline);
         // threads that wait for more to open or to close end a while after
-        let back = wait::until(3 * LIMIT, || {
+        let back = wait::until(LIMIT, || {
             usage(dpu).ok().filter(|now| now.0 <= baseline.0 && now.1 <= baseline.1)
         });
         assert!(

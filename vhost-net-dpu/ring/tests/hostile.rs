@@ -444,7 +444,7 @@ fn h25_a_racing_guest_gets_one_snapshot_or_an_error() {
         });
         let mut chain = Chain::new();
         let (mut good, mut refused) = (0u32, 0u32);
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         // Each ring takes the one entry before index 0, which names descriptor 0.
         while (good < 10_000 || refused < 10_000) && Instant::now() < deadline {
             let config = RingConfig {
@@ -505,7 +505,7 @@ fn h25_racing_headers_entries_and_tables_are_each_read_once() {
         });
         let mut chain = Chain::new();
         let (mut taken, mut refused, mut differs) = (0u32, 0u32, 0u32);
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while (taken < 10_000 || refused < 10_000 || differs < 100) && Instant::now() < deadline {
             let mut ring = SplitRing::new(config, ram.memory().clone()).unwrap();
             match ring.pop(&mut chain) {

@@ -228,7 +228,7 @@ impl Link {
             if let Some(message) = self.decoder.next_message().unwrap() {
                 return Ok(Some(message));
             }
-            let len = timeout(Duration::from_secs(5), self.stream.read(&mut buffer))
+            let len = timeout(Duration::from_secs(60), self.stream.read(&mut buffer))
                 .await
                 .expect("an answer in time")?;
             if len == 0 {

@@ -109,7 +109,7 @@ impl Client {
     /// Asks until `wanted` holds.
     pub async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
-        for _ in 0..500 {
+        for _ in 0..6000 {
             last = self.get(path).await;
             if wanted(&last) {
                 return last;

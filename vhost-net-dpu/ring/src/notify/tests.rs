@@ -68,7 +68,7 @@ fn a_kick_is_drained_and_an_empty_one_does_not_block() {
     let start = Instant::now();
     kick.drain();
     assert!(
-        start.elapsed() < Duration::from_secs(5),
+        start.elapsed() < Duration::from_secs(60),
         "the descriptor is blocking, the read is not"
     );
 }

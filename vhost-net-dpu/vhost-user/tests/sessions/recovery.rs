@@ -267,7 +267,8 @@ fn config_changes_are_announced_without_waiting_for_anybody() {
     (0..10_000).for_each(|_| channel.config_changed());
     drop(ours);
     channel.config_changed();
-    assert!(start.elapsed() < Duration::from_secs(5));
+    // Writing to nobody would be for ever.
+    assert!(start.elapsed() < Duration::from_secs(60));
     frontend.assert_alive();
     frontend.close();
 }
