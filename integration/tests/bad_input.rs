@@ -306,6 +306,43 @@ fn the_broker_is_away() -> Outcome {
 }
 
 #[test]
+fn up_enrols_a_card_anew_that_lost_its_certificate() -> Outcome {
+    let folder = tempfile::Builder::new().prefix("outboard.").tempdir()?;
+    let file = folder.path().join("topology.toml");
+    fs::write(&file, TOPOLOGY)?;
+    let binaries = Binaries::build()?;
+    let up = || Stack::up(&binaries, &file, folder.path(), |_| {});
+    let identity = folder.path().join("run/state/dpu/identity.toml");
+    let generation = |stack: &Stack| -> Outcome<Option<u64>> {
+        Ok(stack.json(&["port", "show", "vm1"])?["binding"]["generation"].as_u64())
+    };
+
+    let stack = up()?;
+    let (first, bound) = (fs::read_to_string(&identity)?, generation(&stack)?);
+    stack.stop()?;
+    let stack = up()?;
+    assert_eq!(fs::read_to_string(&identity)?, first, "control: a good one is kept");
+    stack.stop()?;
+
+    fs::remove_file(&identity)?;
+    let stack = up()?;
+    assert_ne!(fs::read_to_string(&identity)?, first, "it was enrolled anew");
+    assert_eq!(generation(&stack)?, bound, "what it held it holds still");
+    let mut guests = Vec::new();
+    for port in ["vm1", "vm2"] {
+        let socket = stack.port_socket(port);
+        guests.push(wait::until(LIMIT, || NetGuest::start(&socket).ok()).ok_or("a port does not start")?);
+        assert!(stack.wait_binding("port", port, "active", LIMIT));
+    }
+    let [one, two] = &mut guests[..] else {
+        return Err("two guests".into());
+    };
+    frame_passes(one, two)?;
+    stack.stop()?;
+    Ok(())
+}
+
+#[test]
 fn an_expired_card_certificate() -> Outcome {
     let mut site = Site::new(TOPOLOGY)?;
     site.stop("dpu")?;

@@ -282,6 +282,17 @@ fn a_damaged_state_file_of_the_dpu() -> Outcome {
             "{port} is granted from a damaged file"
         );
     }
+    // people are told of both reasons that there may be, and what to do
+    let told = scene.site.wait_device("port vm1", "problem:")?;
+    let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "waiting-for-grant",
+        "has no grant of port vm1",
+        "has lost its state and not yet heard from the broker",
+        "fix: see `outboard grant list`",
+    ] {
+        assert!(told.contains(part), "'{part}' is missing in: {told}");
+    }
     // the control: with the broker's desired state everything is back
     scene.site.start("broker")?;
     scene.reconnect()?;

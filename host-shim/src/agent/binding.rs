@@ -121,7 +121,6 @@ impl Agent {
         let Some(device) = self.devices.get_mut(object) else {
             return;
         };
-        let was_bound = device.binding.is_some();
         device.operation = None;
         if ends_binding(refusal.code) {
             Self::unbind(device, object, &mut self.actions);
@@ -133,11 +132,12 @@ impl Agent {
         device.phase = Phase::Idle {
             retry_at: device.retry.failed(now),
         };
-        if was_bound && refusal.code == Code::NotGranted {
-            // Nobody said why.
-            device.problem = Some(text::not_granted_any_more(object));
-        } else if !device.revoked {
-            device.problem = Some(text::refused(object, refusal));
+        if !device.revoked {
+            device.problem = Some(match refusal.code {
+                // Nobody said why, however often it is asked for again.
+                Code::NotGranted if device.ended.is_some() => text::not_granted_any_more(object),
+                _ => text::refused(object, refusal),
+            });
         }
     }
 
@@ -150,7 +150,9 @@ impl Agent {
     pub(super) fn unbind_session(device: &mut Device, object: &ObjectRef, actions: &mut Vec<Action>) {
         Self::close_vmm(device, object, actions);
         Self::close_socket(device, object, actions);
-        device.ended = device.binding.take().map(|binding| binding.generation);
+        if let Some(binding) = device.binding.take() {
+            device.ended = Some(binding.generation);
+        }
         // Another binding may be to something else.
         device.known = false;
     }

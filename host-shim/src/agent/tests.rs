@@ -454,6 +454,13 @@ fn a_grant_that_is_gone_when_the_link_is_up_again_ends_the_session_and_is_not_ca
         problem.error.contains("revoked while the link was down, or the DPU"),
         "{problem}"
     );
+    // Nor is it later a device that never was granted.
+    let (ticket, _) = sent(&world.after(REDEEM_RETRY_LONGEST));
+    world.tell(Input::Answer(ticket, refusal(Code::NotGranted)));
+    assert_eq!(world.view().problem, Some(problem));
+    let (ticket, _) = sent(&world.after(REDEEM_RETRY_LONGEST));
+    world.tell(Input::Answer(ticket, redeemed(2)));
+    assert_eq!(world.view().problem, None);
 }
 
 #[test]
