@@ -7,7 +7,7 @@
 set -euo pipefail
 
 usage() {
-    echo "usage: packages.sh [--yes] [--check] [--group dpdk-io|oracle|ovs-dpdk|qsd|raw|valgrind|perf]..." >&2
+    echo "usage: packages.sh [--yes] [--check] [--group dpdk-io|libvirt|oracle|ovs-dpdk|qsd|raw|valgrind|perf]..." >&2
     exit 2
 }
 
@@ -29,6 +29,7 @@ group() {
                 [setpriv]=util-linux
             ) ;;
         dpdk-io) NEEDED[dpdk-testpmd]=dpdk-dev ;;
+        libvirt) NEEDED[virsh]=libvirt-clients ;;
         oracle) NEEDED+=([nft]=nftables [ip]=iproute2 [unshare]=util-linux) ;;
         ovs-dpdk) NEEDED[/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk]=openvswitch-switch-dpdk ;;
         qsd)

@@ -75,9 +75,10 @@ pub fn peers(systems: &[&str], yes: bool) -> Result<(), SetupError> {
     install(systems, yes)
 }
 
-/// Installs what the tests run: what the demo runs, DPDK as a client, and nftables as the firewall's oracle.
+/// Installs what the tests run: what the demo runs, DPDK as a client, libvirt's command line, which checks what is printed
+/// for it, and nftables as the firewall's oracle.
 pub fn test_packages(yes: bool) -> Result<(), SetupError> {
-    install(&["demo", "dpdk-io", "oracle"], yes)
+    install(&["demo", "dpdk-io", "libvirt", "oracle"], yes)
 }
 
 fn install(groups: &[&str], yes: bool) -> Result<(), SetupError> {

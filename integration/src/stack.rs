@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{binaries::Binaries, process::Process, wait};
 
 /// How long `outboard up` may take to be ready.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// What went wrong with the stack.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,11 @@ impl Stack {
             process,
             ready,
         })
+    }
+
+    /// What `outboard up --json` printed once it was ready.
+    pub fn ready(&self) -> &Value {
+        &self.ready
     }
 
     /// The folder with sockets, state and logs.
