@@ -12,6 +12,7 @@ use crate::{
     error::RxDrop,
     header::{HEADER_LEN, NEEDS_CSUM, NetHeader},
     offload::{Offload, PartialChecksum, Segmentation},
+    record::Record,
     rx::{Payload, RxQueue},
     segment::Segments,
     tx::TxQueue,
@@ -36,9 +37,21 @@ pub fn forward(
     slot: usize,
     rx: &mut RxQueue,
     scratch: &mut Scratch,
-    mut record: impl FnMut(Result<usize, RxDrop>),
+    record: impl FnMut(Result<usize, RxDrop>),
 ) {
     let Some((frame, source)) = tx.source(slot) else { return };
+    forward_from(frame, source, rx, scratch, record);
+}
+
+/// The same for a frame, wherever it was kept.
+#[inline(always)]
+pub(crate) fn forward_from(
+    frame: &Record,
+    source: Source<'_>,
+    rx: &mut RxQueue,
+    scratch: &mut Scratch,
+    mut record: impl FnMut(Result<usize, RxDrop>),
+) {
     if frame.is_plain() && rx.give_plain(source) {
         return record(Ok(source.len));
     }

@@ -42,6 +42,7 @@ pub mod header;
 pub mod metrics;
 pub mod offload;
 pub mod packet;
+pub mod parcel;
 mod queue;
 pub mod record;
 pub mod rx;

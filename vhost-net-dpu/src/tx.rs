@@ -1,5 +1,7 @@
 //! The transmit path: from a chain to a frame that was looked at.
 
+use std::collections::VecDeque;
+
 use outboard_controls::{Check, on};
 use outboard_ring::{Chain, GuestMemory, RingError};
 use outboard_vhost_user::QueueResources;
@@ -10,6 +12,7 @@ use crate::{
     error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
     offload::{self, Sender},
+    parcel::Parcel,
     queue::Queue,
     record::{Class, Record},
 };
@@ -43,16 +46,58 @@ pub struct TxQueue {
     refusals: Box<[Option<TxRefusal>; BURST_MAX]>,
     heads: Box<[Head]>,
     chains: Box<[Chain]>,
+    /// What others have of it, if its frames may be delivered by others at all.
+    lending: Option<Box<Lending>>,
+}
+
+/// Frames of a queue that are with others, to be delivered, and the chains that have to wait for them: all that were taken
+/// since the oldest one that is out. Chains are given back in the order in which they were taken (virtio 1.3 §2.7.9 asks for
+/// it with IN_ORDER, and the index at which a stopped queue goes on counts on it in any case).
+#[derive(Debug)]
+struct Lending {
+    /// The number of the chain that is taken next.
+    next: u64,
+    /// Chains that were not given back yet, oldest first: as many as were taken before number `next`.
+    owed: VecDeque<Chain>,
+    /// How many parcels of each are out.
+    out: VecDeque<u16>,
+    /// How many parcels of each slot of the burst at hand are out.
+    of_burst: [u16; BURST_MAX],
+    /// Parcels that are out.
+    count: usize,
+}
+
+impl Lending {
+    fn new(queue_size: u16) -> Self {
+        let size = usize::from(queue_size);
+        Self {
+            next: 0,
+            owed: VecDeque::with_capacity(size),
+            out: VecDeque::with_capacity(size),
+            of_burst: [0; BURST_MAX],
+            count: 0,
+        }
+    }
+
+    /// Has to wait a chain that is done now?
+    fn holds(&self) -> bool {
+        self.count > 0 || !self.owed.is_empty()
+    }
+
+    /// Chains from the oldest on that nobody has a parcel of.
+    fn done(&self) -> usize {
+        self.out.iter().take_while(|out| **out == 0).count()
+    }
 }
 
 /// The virtio header and the frame's first bytes.
 #[derive(Debug, Clone, Copy)]
-struct Head {
+pub(crate) struct Head {
     private: [u8; HEADER_LEN + HEAD_LEN_MAX],
     /// Bytes of the frame that are there.
     len: usize,
     /// Bytes of the whole frame.
-    frame_len: usize,
+    pub(crate) frame_len: usize,
 }
 
 /// Length of what a chain holds, in bytes, without the virtio header.
@@ -99,8 +144,25 @@ impl Head {
         Ok(())
     }
 
+    /// Nothing.
+    pub(crate) const EMPTY: Self = Self {
+        private: [0; HEADER_LEN + HEAD_LEN_MAX],
+        len: 0,
+        frame_len: 0,
+    };
+
+    /// Makes it a copy of another one, as far as that goes.
     #[inline]
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let end = HEADER_LEN + other.len;
+        if let (Some(to), Some(from)) = (self.private.get_mut(..end), other.private.get(..end)) {
+            to.copy_from_slice(from);
+        }
+        (self.len, self.frame_len) = (other.len, other.frame_len);
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.private.get(HEADER_LEN..HEADER_LEN + self.len).unwrap_or_default()
     }
 }
@@ -114,18 +176,14 @@ impl TxQueue {
         if resources.kick.is_none() {
             return Err(StartError::NoKick);
         }
-        let head = Head {
-            private: [0; HEADER_LEN + HEAD_LEN_MAX],
-            len: 0,
-            frame_len: 0,
-        };
         Ok(Self {
             queue: Queue::new(resources)?,
             held: 0,
             records: Box::new([Record::default(); BURST_MAX]),
             refusals: Box::new([None; BURST_MAX]),
-            heads: vec![head; BURST_MAX].into(),
+            heads: vec![Head::EMPTY; BURST_MAX].into(),
             chains: (0..BURST_MAX).map(|_| Chain::new()).collect(),
+            lending: None,
         })
     }
 
@@ -201,7 +259,101 @@ impl TxQueue {
         let done = done.min(held);
         // At most as many as a burst has.
         self.queue.ring.unpop(u16::try_from(held - done).unwrap_or(0));
-        self.queue.push_burst(self.chains.get(..done).unwrap_or_default());
+        match &mut self.lending {
+            Some(lending) if lending.holds() => self.owe(done),
+            _ => self.queue.push_burst(self.chains.get(..done).unwrap_or_default()),
+        }
+    }
+
+    /// Ends the burst where frames of it, or of earlier ones, are with others.
+    fn owe(&mut self, done: usize) {
+        let Some(lending) = &mut self.lending else { return };
+        for (chain, out) in self.chains.iter().zip(&mut lending.of_burst).take(done) {
+            lending.owed.push_back(chain.receipt());
+            lending.out.push_back(std::mem::take(out));
+        }
+        lending.next = lending.next.wrapping_add(done as u64);
+        self.settle();
+    }
+
+    /// Stages the chains that nobody has any more, up to the first that somebody has.
+    fn settle(&mut self) {
+        let Some(lending) = &mut self.lending else { return };
+        let done = lending.done();
+        let (first, second) = lending.owed.as_slices();
+        let from_first = done.min(first.len());
+        for chains in [first.get(..from_first), second.get(..done - from_first)] {
+            self.queue.push_burst(chains.unwrap_or_default());
+        }
+        lending.owed.drain(..done);
+        lending.out.drain(..done);
+    }
+
+    /// From now on others may deliver its frames. Takes the memory that this needs.
+    pub fn prepare_to_lend(&mut self) {
+        let size = self.queue.ring.size();
+        self.lending.get_or_insert_with(|| Box::new(Lending::new(size)));
+    }
+
+    /// An empty parcel for frames of this queue.
+    pub fn parcel(&self) -> Parcel {
+        Parcel::new(self.queue.ring.memory().clone())
+    }
+
+    /// Puts the frame in a slot of the burst into a parcel of this queue. Its chain is given back only once the parcel was
+    /// [`TxQueue::returned`]; there may be several of one frame. False if there is no frame to forward in this slot, or
+    /// lending was not prepared.
+    #[inline]
+    pub fn lend(&mut self, slot: usize, parcel: &mut Parcel) -> bool {
+        let (Some(lending), Some(record)) = (&mut self.lending, self.records.get(slot)) else {
+            return false;
+        };
+        let (Some(head), Some(chain)) = (self.heads.get(slot), self.chains.get(slot)) else {
+            return false;
+        };
+        if slot >= self.held || record.class == Class::Refused {
+            return false;
+        }
+        parcel.fill(record, head, chain, lending.next.wrapping_add(slot as u64));
+        if let Some(out) = lending.of_burst.get_mut(slot) {
+            *out += 1;
+        }
+        lending.count += 1;
+        true
+    }
+
+    /// A parcel that was lent in the burst at hand goes nowhere after all.
+    pub fn keep(&mut self, slot: usize) {
+        if let Some(lending) = &mut self.lending
+            && let Some(out) = lending.of_burst.get_mut(slot)
+        {
+            *out -= 1;
+            lending.count -= 1;
+        }
+    }
+
+    /// A parcel came back, between two bursts. Its chain, and those that waited for it, are staged to be given back to the
+    /// guest. If its frame could not be read any more, the queue has failed.
+    pub fn returned(&mut self, parcel: &Parcel) {
+        debug_assert!(self.held == 0, "parcels come back between bursts");
+        if parcel.is_gone() {
+            self.fail_memory();
+        }
+        let Some(lending) = &mut self.lending else { return };
+        let oldest = lending.next.wrapping_sub(lending.owed.len() as u64);
+        let place = usize::try_from(parcel.sequence.wrapping_sub(oldest)).unwrap_or(usize::MAX);
+        debug_assert!(place < lending.out.len(), "it was lent by this queue");
+        if let Some(out) = lending.out.get_mut(place) {
+            *out -= 1;
+            lending.count -= 1;
+        }
+        self.settle();
+    }
+
+    /// Parcels that others have.
+    #[inline]
+    pub fn lent(&self) -> usize {
+        self.lending.as_ref().map_or(0, |lending| lending.count)
     }
 
     /// The frame in a slot, to be delivered.

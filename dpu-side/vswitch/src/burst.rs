@@ -17,11 +17,13 @@ use vhost_net_dpu::{
 
 use crate::{
     Switch,
+    crossing::{Exchange, PortRef, Target},
     firewall::{self, Denial},
     flow::FlowHash,
     layers::{self, Destination, Ingress, Output},
     policy::{PolicySet, Rules},
-    port::Port,
+    port::{Lane, LaneAt, Port},
+    queues::Running,
     reason::DropReason,
 };
 
@@ -124,7 +126,7 @@ impl Switch {
         let Port {
             tx,
             tally,
-            datagrams,
+            commons,
             touched,
             ..
         } = port;
@@ -147,7 +149,7 @@ impl Switch {
                 from: rules,
                 index,
                 tx: &running.queue,
-                datagrams,
+                datagrams: &commons.datagrams,
                 now: self.now,
             };
             let fates = self.fates.0.get_mut(..decided.slots).unwrap_or_default();
@@ -174,8 +176,14 @@ impl Switch {
                 // What nobody sends anywhere is dropped.
                 Fate::Ask(_) => self.count_drops(from.0, DropReason::UnknownDestination, run - slot),
                 Fate::Output(Output::Port(receiver)) => {
-                    let parts = (&mut self.touched, &self.flows, &mut self.scratch);
-                    hand_over(&mut self.ports, from, receiver, slot..run, parts);
+                    let mut parts = Parts {
+                        touched: &mut self.touched,
+                        flows: &self.flows,
+                        scratch: &mut self.scratch,
+                        exchange: self.exchange.as_deref_mut(),
+                        group: false,
+                    };
+                    hand_over(&mut self.ports, from, receiver, slot..run, &mut parts);
                 }
                 Fate::Refused { reason, at, reject } => {
                     self.count_drops(at, reason, run - slot);
@@ -216,10 +224,19 @@ impl Switch {
                 }
                 continue;
             }
-            let parts = (&mut self.touched, &self.flows, &mut self.scratch);
-            if !hand_over(&mut self.ports, from, receiver, slot..slot + 1, parts) {
+            let mut parts = Parts {
+                touched: &mut self.touched,
+                flows: &self.flows,
+                scratch: &mut self.scratch,
+                exchange: self.exchange.as_deref_mut(),
+                group: true,
+            };
+            if !hand_over(&mut self.ports, from, receiver, slot..slot + 1, &mut parts) {
                 break;
             }
+        }
+        if let Some(exchange) = &mut self.exchange {
+            close(exchange, &mut self.ports, from, slot);
         }
     }
 
@@ -238,7 +255,7 @@ impl Switch {
     }
 
     /// Shows what the burst gave to whom it was given.
-    fn show(&mut self, signals: &mut dyn Signals) {
+    pub(crate) fn show(&mut self, signals: &mut dyn Signals) {
         for index in self.touched.drain(..) {
             if let Some(port) = self.ports.get_mut(index) {
                 port.touched = false;
@@ -316,11 +333,21 @@ fn firewall_asks(ingress: &Ingress<'_>, output: Output) -> bool {
 
 /// Notes that a port has something to show.
 #[inline]
-fn touch(touched: &mut Vec<usize>, (index, is): (usize, &mut bool)) {
+pub(crate) fn touch(touched: &mut Vec<usize>, (index, is): (usize, &mut bool)) {
     if !*is {
         *is = true;
         touched.push(index);
     }
+}
+
+/// What handing frames over takes.
+struct Parts<'a> {
+    touched: &'a mut Vec<usize>,
+    flows: &'a FlowHash,
+    scratch: &'a mut Scratch,
+    exchange: Option<&'a mut Exchange>,
+    /// The frame is for a group: it goes to all its receivers in one worker together, and is sent off by [`close`].
+    group: bool,
 }
 
 /// Gives frames from a place of one port to another port. False if the sender's memory is gone.
@@ -329,20 +356,92 @@ fn hand_over(
     (index, place): (usize, usize),
     receiver: usize,
     slots: Range<usize>,
-    (touched, flows, scratch): (&mut Vec<usize>, &FlowHash, &mut Scratch),
+    parts: &mut Parts<'_>,
 ) -> bool {
     let Ok([sender, port]) = ports.get_disjoint_mut([index, receiver]) else {
         return true;
     };
+    let from = sender.reference(index);
     let Some(running) = sender.tx.at(place) else {
         return true;
     };
-    touch(touched, (receiver, &mut port.touched));
+    touch(parts.touched, (receiver, &mut port.touched));
     let mut gone = 0;
-    port.receive(&running.queue, slots, flows, scratch, || gone += 1);
+    if port.is_here() {
+        port.receive(&running.queue, slots, parts.flows, parts.scratch, || gone += 1);
+    } else {
+        gone = spread((from, running), (receiver, port), slots, parts);
+    }
     if gone > 0 {
         running.queue.fail_memory();
         (0..gone).for_each(|_| sender.tally.drop(DropReason::TxMemoryGone));
     }
     gone == 0
+}
+
+/// The same where other workers have receive queues of the port. How many frames could not be read any more.
+#[inline(never)]
+fn spread(
+    (from, running): (PortRef, &mut Running<TxQueue>),
+    (index, port): (usize, &mut Port),
+    slots: Range<usize>,
+    parts: &mut Parts<'_>,
+) -> usize {
+    if let Some(reason) = port.closed() {
+        slots.for_each(|_| port.tally.drop(reason));
+        return 0;
+    }
+    let to = port.reference(index);
+    let mut gone = 0;
+    for slot in slots {
+        let Some(record) = running.queue.records().get(slot) else {
+            continue;
+        };
+        let lane = port.lane(record, running.queue.head_of(slot), parts.flows);
+        let sent = match (lane, &mut parts.exchange) {
+            (
+                Some(Lane {
+                    at: LaneAt::Here(place),
+                    ..
+                }),
+                _,
+            ) => {
+                let lives = port.receive_at(place, (&running.queue, slot), parts.scratch);
+                gone += usize::from(!lives);
+                Ok(())
+            }
+            (
+                Some(Lane {
+                    pair,
+                    at: LaneAt::There(worker),
+                }),
+                Some(exchange),
+            ) => {
+                let target = (worker, Target { port: to, pair });
+                match parts.group {
+                    true => exchange.gather((from, running), slot, target),
+                    false => exchange.send((from, running), slot, target),
+                }
+            }
+            _ => Err(DropReason::RxNotRunning),
+        };
+        if let Err(reason) = sent {
+            port.tally.drop(reason);
+        }
+    }
+    gone
+}
+
+/// Sends a frame for a group off to other workers.
+fn close(exchange: &mut Exchange, ports: &mut [Port], (index, place): (usize, usize), slot: usize) {
+    // Those who miss it are told after the sender's queue was seen to.
+    let mut lost = Vec::new();
+    if let Some(running) = ports.get_mut(index).and_then(|port| port.tx.at(place)) {
+        exchange.close(running, slot, |target| lost.push(target.port.index));
+    }
+    for port in lost {
+        if let Some(port) = ports.get_mut(port) {
+            port.tally.drop(DropReason::RxWorkerBusy);
+        }
+    }
 }

@@ -8,6 +8,9 @@
 //! Bytes beyond a frame's inspected ones are read from the sender's memory once more: a guest that rewrites them at that
 //! moment may show another payload here than its receiver got.
 //!
+//! Where a switch has several workers, all of them put what they see into the same capture ([`Switch::join_capture`]): frames
+//! from the guest where they are taken, and frames for it where they are given to it.
+//!
 //! # What it doesn't implement
 //!
 //! Answers that the switch makes itself (to rejected packets), and the segments that a large frame is cut into for a
@@ -15,12 +18,14 @@
 
 use std::{
     collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use vhost_net_dpu::{header::HEADER_LEN, record::Record, tx::TxQueue};
+use outboard_ring::{Chain, GuestMemory};
+use vhost_net_dpu::{header::HEADER_LEN, record::Record};
 
-use crate::{burst::Fate, reason::DropReason, switch::Switch};
+use crate::{burst::Fate, crossing::Crossing, reason::DropReason, switch::Switch};
 
 /// Captures that may run at a time.
 pub const CAPTURES_MAX: usize = 4;
@@ -123,7 +128,6 @@ type Marks = (u64, [u64; DropReason::COUNT]);
 
 /// A capture that runs, or has ended and is still to be read.
 struct Capture {
-    id: u64,
     spec: CaptureSpec,
     waiting: VecDeque<Waiting>,
     /// The bytes of those that wait, in their order.
@@ -135,13 +139,49 @@ struct Capture {
     begun: Instant,
     read: Instant,
     ended: Option<&'static str>,
+}
+
+/// A capture, as one worker has it.
+struct Open {
+    shared: SharedCapture,
     before: Marks,
+}
+
+/// A capture that other workers can join.
+#[derive(Clone)]
+pub struct SharedCapture {
+    id: u64,
+    port: Arc<str>,
+    capture: Arc<Mutex<Capture>>,
+}
+
+impl std::fmt::Debug for SharedCapture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedCapture")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SharedCapture {
+    /// Locked for each frame of a captured port, and for as long as it takes to copy its beginning.
+    fn lock(&self) -> MutexGuard<'_, Capture> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A frame, wherever it is kept.
+struct Shot<'a> {
+    record: &'a Record,
+    head: &'a [u8],
+    chain: Option<&'a Chain>,
+    memory: &'a GuestMemory,
 }
 
 /// The captures of a switch.
 #[derive(Default)]
 pub(crate) struct Captures {
-    open: Vec<Capture>,
+    open: Vec<Open>,
     last_id: u64,
 }
 
@@ -159,12 +199,15 @@ impl Captures {
     pub(crate) fn any(&self) -> bool {
         !self.open.is_empty()
     }
+
+    fn find(&self, id: u64) -> Option<&Open> {
+        self.open.iter().find(|open| open.shared.id == id)
+    }
 }
 
 impl Capture {
-    fn new(id: u64, spec: CaptureSpec, now: Instant) -> Self {
+    fn new(spec: CaptureSpec, now: Instant) -> Self {
         Self {
-            id,
             waiting: VecDeque::with_capacity(WAITING_MAX),
             bytes: VecDeque::with_capacity(spec.len_max),
             scratch: vec![0; spec.snaplen],
@@ -174,7 +217,6 @@ impl Capture {
             begun: now,
             read: now,
             ended: None,
-            before: (0, [0; DropReason::COUNT]),
         }
     }
 
@@ -192,7 +234,7 @@ impl Capture {
     }
 
     /// Keeps a frame, if the filter takes it in and there is room.
-    fn keep(&mut self, seen: &Seen<'_>, (tx, slot): (&TxQueue, usize), now: Instant) {
+    fn keep(&mut self, seen: &Seen<'_>, shot: &Shot<'_>, now: Instant) {
         self.end_by_time(now);
         if self.ended.is_some() || !(self.spec.filter)(seen) {
             return;
@@ -202,7 +244,7 @@ impl Capture {
             self.lost += 1;
             return;
         }
-        let kept = copy(seen.head, (tx, slot), self.scratch.get_mut(..want).unwrap_or_default());
+        let kept = copy(shot, self.scratch.get_mut(..want).unwrap_or_default());
         self.bytes.extend(self.scratch.get(..kept).unwrap_or_default());
         self.taken += 1;
         self.waiting.push_back(Waiting {
@@ -260,7 +302,8 @@ fn unix_ns() -> u64 {
 }
 
 /// The first bytes of a frame: the private ones, and what follows them in the guest's memory. How many there were.
-fn copy(head: &[u8], (tx, slot): (&TxQueue, usize), to: &mut [u8]) -> usize {
+fn copy(shot: &Shot<'_>, to: &mut [u8]) -> usize {
+    let head = shot.head;
     let private = head.len().min(to.len());
     let (inspected, rest) = to.split_at_mut(private);
     for (to, from) in inspected.iter_mut().zip(head) {
@@ -270,8 +313,8 @@ fn copy(head: &[u8], (tx, slot): (&TxQueue, usize), to: &mut [u8]) -> usize {
         return private;
     }
     let offset = (HEADER_LEN + private) as u64;
-    match tx.chain_of(slot) {
-        Some(chain) if chain.read_at(tx.memory(), offset, rest).is_ok() => private + rest.len(),
+    match shot.chain {
+        Some(chain) if chain.read_at(shot.memory, offset, rest).is_ok() => private + rest.len(),
         _ => private,
     }
 }
@@ -289,20 +332,36 @@ impl Switch {
         }
         self.captures.last_id += 1;
         let id = self.captures.last_id;
-        self.captures.open.push(Capture::new(id, spec, Instant::now()));
+        self.captures.open.push(Open {
+            shared: SharedCapture {
+                id,
+                port: spec.port.as_str().into(),
+                capture: Arc::new(Mutex::new(Capture::new(spec, Instant::now()))),
+            },
+            before: (0, [0; DropReason::COUNT]),
+        });
         Ok(id)
+    }
+
+    /// A capture that was begun here, for other workers to join.
+    pub fn shared_capture(&self, id: u64) -> Option<SharedCapture> {
+        self.captures.find(id).map(|open| open.shared.clone())
+    }
+
+    /// Puts what this worker sees of a port into a capture that was begun in another one.
+    pub fn join_capture(&mut self, shared: SharedCapture) {
+        self.captures.open.push(Open {
+            shared,
+            before: (0, [0; DropReason::COUNT]),
+        });
     }
 
     /// What a capture has beyond frame number `after`, up to `len_max` bytes of it; what comes before is forgotten. None if
     /// there is no such capture, or not any more.
     pub fn read_capture(&mut self, id: u64, after: u64, len_max: usize) -> Option<CaptureRead> {
-        let at = self.captures.open.iter().position(|capture| capture.id == id)?;
-        let gone = self
-            .captures
-            .open
-            .get(at)
-            .is_some_and(|c| self.declared(&c.spec.port).is_none());
-        let capture = self.captures.open.get_mut(at)?;
+        let shared = &self.captures.find(id)?.shared;
+        let gone = self.declared(&shared.port).is_none();
+        let mut capture = shared.lock();
         let now = Instant::now();
         if gone {
             capture.ended.get_or_insert("the port is gone");
@@ -316,14 +375,14 @@ impl Switch {
     /// Ends a capture and forgets it. False if there is none.
     pub fn close_capture(&mut self, id: u64) -> bool {
         let before = self.captures.open.len();
-        self.captures.open.retain(|capture| capture.id != id);
+        self.captures.open.retain(|open| open.shared.id != id);
         self.captures.open.len() < before
     }
 
     /// Forgets captures that nobody reads; true if others are left.
     pub fn sweep_captures(&mut self) -> bool {
         let now = Instant::now();
-        self.captures.open.retain(|capture| !capture.is_unread(now));
+        self.captures.open.retain(|open| !open.shared.lock().is_unread(now));
         self.captures.any()
     }
 
@@ -334,14 +393,46 @@ impl Switch {
         let mut captures = std::mem::take(&mut self.captures);
         let now = Instant::now();
         for slot in 0..slots {
-            for capture in &mut captures.open {
-                capture.before = self.marks(&capture.spec.port);
+            for open in &mut captures.open {
+                open.before = self.marks(&open.shared.port);
             }
             let fate = self.fates.get(slot);
             self.deliver(from, slot..slot + 1);
-            for capture in &mut captures.open {
-                self.look(capture, from, slot, fate, now);
+            let tx = self.ports.get(from.0).and_then(|port| port.tx.get(from.1));
+            let Some((tx, record)) = tx.and_then(|tx| Some((&tx.queue, tx.queue.records().get(slot)?))) else {
+                continue;
+            };
+            let shot = Shot {
+                record,
+                head: tx.head_of(slot),
+                chain: tx.chain_of(slot),
+                memory: tx.memory(),
+            };
+            for open in &captures.open {
+                self.look(open, Some((from.0, fate)), &shot, now);
             }
+        }
+        self.captures = captures;
+    }
+
+    /// Delivers a frame that another worker took, which has shown it as its sender's, and keeps it if it is captured here.
+    #[cold]
+    pub(crate) fn deliver_crossing_captured(&mut self, crossing: &mut Crossing, sender: Option<usize>) {
+        let mut captures = std::mem::take(&mut self.captures);
+        for open in &mut captures.open {
+            open.before = self.marks(&open.shared.port);
+        }
+        self.deliver_crossing(crossing, sender);
+        let shot = Shot {
+            record: crossing.parcel.record(),
+            head: crossing.parcel.head(),
+            chain: Some(crossing.parcel.chain()),
+            memory: crossing.parcel.memory(),
+        };
+        let of_another =
+            |open: &&Open| sender.is_none() || self.declared(&open.shared.port).map(|(at, _)| at) != sender;
+        for open in captures.open.iter().filter(of_another) {
+            self.look(open, None, &shot, Instant::now());
         }
         self.captures = captures;
     }
@@ -351,31 +442,30 @@ impl Switch {
         self.declared(port).map_or(none, |(_, port)| port.tally.marks())
     }
 
-    /// Keeps a frame that was just delivered, or was not, if it passed a capture's port.
-    fn look(&self, capture: &mut Capture, from: (usize, usize), slot: usize, fate: Option<Fate>, now: Instant) {
-        let Some((index, port)) = self.declared(&capture.spec.port) else {
-            return;
-        };
-        let tx = self.ports.get(from.0).and_then(|port| port.tx.get(from.1));
-        let Some((tx, record)) = tx.and_then(|tx| Some((&tx.queue, tx.queue.records().get(slot)?))) else {
+    /// Keeps a frame that was just delivered, or was not, if it passed a capture's port. `from` is its sender, and what became
+    /// of it, where it was taken here.
+    fn look(&self, open: &Open, from: Option<(usize, Option<Fate>)>, shot: &Shot<'_>, now: Instant) {
+        let Some((index, port)) = self.declared(&open.shared.port) else {
             return;
         };
         let (received, drops) = port.tally.marks();
-        let mut changed = DropReason::ALL.into_iter().zip(drops.iter().zip(capture.before.1));
+        let mut changed = DropReason::ALL.into_iter().zip(drops.iter().zip(open.before.1));
         let dropped = changed.find_map(|(reason, (now, before))| (*now != before).then_some(reason));
-        let (way, dropped) = match fate {
+        let (way, dropped) = match from {
             // The other port's rules may be against it, and that port counts it then.
-            Some(Fate::Refused { reason, .. }) if index == from.0 => (CaptureWay::FromGuest, Some(reason)),
-            _ if index == from.0 => (CaptureWay::FromGuest, dropped),
-            _ if received != capture.before.0 || dropped.is_some() => (CaptureWay::ToGuest, dropped),
+            Some((sender, Some(Fate::Refused { reason, .. }))) if index == sender => {
+                (CaptureWay::FromGuest, Some(reason))
+            }
+            Some((sender, _)) if index == sender => (CaptureWay::FromGuest, dropped),
+            _ if received != open.before.0 || dropped.is_some() => (CaptureWay::ToGuest, dropped),
             _ => return,
         };
         let seen = Seen {
-            record,
-            head: tx.head_of(slot),
+            record: shot.record,
+            head: shot.head,
             way,
             dropped,
         };
-        capture.keep(&seen, (tx, slot), now);
+        open.shared.lock().keep(&seen, shot, now);
     }
 }

@@ -1,6 +1,6 @@
 //! A port's counters.
 
-use vhost_net_dpu::{QueueKind, metrics::Traffic};
+use vhost_net_dpu::{QueueKind, error::RxDrop, metrics::Traffic};
 
 use crate::reason::DropReason;
 
@@ -22,6 +22,17 @@ pub struct PortCounters {
 }
 
 impl PortCounters {
+    /// Adds what another worker counted at the same port.
+    pub fn add(&mut self, other: &Self) {
+        self.tx_frames = self.tx_frames.wrapping_add(other.tx_frames);
+        self.tx_bytes = self.tx_bytes.wrapping_add(other.tx_bytes);
+        self.rx_frames = self.rx_frames.wrapping_add(other.rx_frames);
+        self.rx_bytes = self.rx_bytes.wrapping_add(other.rx_bytes);
+        for (count, more) in self.drops.iter_mut().zip(other.drops) {
+            *count = count.wrapping_add(more);
+        }
+    }
+
     /// The reasons that occurred, and how often.
     pub fn dropped(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL
@@ -73,6 +84,25 @@ impl Tally {
     pub(crate) fn received(&mut self, frames: u64, bytes: u64) {
         self.traffic.rx_frames = self.traffic.rx_frames.wrapping_add(frames);
         self.traffic.rx_bytes = self.traffic.rx_bytes.wrapping_add(bytes);
+    }
+
+    /// One was given to it by a queue that counts for itself, too.
+    #[inline]
+    pub(crate) fn received_by(&mut self, (frames, total): (&mut u64, &mut u64), bytes: u64) {
+        self.received(1, bytes);
+        *frames = frames.wrapping_add(1);
+        *total = total.wrapping_add(bytes);
+    }
+
+    /// One was not given to it.
+    pub(crate) fn missed(&mut self, why: RxDrop) {
+        self.drop(match why {
+            RxDrop::Full => DropReason::RxFull,
+            RxDrop::BufferTooSmall => DropReason::RxBufferTooSmall,
+            RxDrop::OverMtu => DropReason::RxOverMtu,
+            RxDrop::Broken => DropReason::RxBroken,
+            RxDrop::SourceGone => DropReason::TxMemoryGone,
+        });
     }
 
     pub(crate) fn drop(&mut self, reason: DropReason) {

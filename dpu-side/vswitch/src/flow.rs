@@ -12,7 +12,7 @@ use vhost_net_dpu::{
 use crate::seed::Seed;
 
 /// Numbers flows.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FlowHash {
     seed: Seed,
 }

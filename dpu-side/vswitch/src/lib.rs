@@ -25,6 +25,16 @@
 //! Bursts are served in stages: all frames of a burst pass one before the first comes to the next, and each queue that
 //! was given something shows it once.
 //!
+//! # Workers
+//!
+//! A switch may have several workers ([`Switch::fleet`]), each a [`Switch`] with the policy of all ports, whose every
+//! virtqueue has one owner among them. A frame is decided about where it is taken; for a receive queue that another worker
+//! has it crosses a bounded ring, is copied there, once, and its chain is given back where it was taken, in order. No worker
+//! waits for another one: where there is no room the frame is dropped as [`DropReason::RxWorkerBusy`]. A flow's receive queue
+//! is the same whichever worker forwards it. Queues move from one worker to another between two breaths
+//! ([`Switch::take_pair`]). Connections, fragments and the answers to rejected packets are known to all of them in common;
+//! counters are each worker's own and add up ([`PortCounters::add`]).
+//!
 //! # The firewall
 //!
 //! [`Switch::set_policy`] gives ports security groups, compiled by `outboard-firewall`; connections are followed by
@@ -38,10 +48,14 @@
 //! Fragments are not put together for the firewall: later ones that overtake their first are dropped.
 #![forbid(unsafe_code)]
 
+mod arrivals;
+mod bell;
 mod burst;
 mod capture;
+mod commons;
 mod connections;
 mod counters;
+mod crossing;
 mod firewall;
 mod flow;
 mod layers;
@@ -49,16 +63,22 @@ mod policy;
 mod port;
 mod queues;
 mod reason;
+mod rest;
 mod seed;
+mod stopping;
 mod switch;
 mod trace;
 
+pub use bell::Bell;
 pub use burst::BURST_FRAMES;
-pub use capture::{CAPTURES_MAX, CaptureFilter, CaptureRead, CaptureRefused, CaptureSpec, CaptureWay, Captured, Seen};
+pub use capture::{
+    CAPTURES_MAX, CaptureFilter, CaptureRead, CaptureRefused, CaptureSpec, CaptureWay, Captured, Seen, SharedCapture,
+};
 pub use connections::{ConnectionFilter, Connections, ListedConnection};
 pub use counters::{PortCounters, QueueCounters};
+pub use crossing::{Crossed, WORKERS_MAX};
 pub use firewall::CONNECTIONS_DEFAULT;
 pub use policy::{PortPolicy, link_local};
 pub use reason::DropReason;
-pub use switch::Switch;
+pub use switch::{MovedPair, Switch};
 pub use trace::{Trace, TraceEnd, TraceStep, TraceVerdict};

@@ -1,5 +1,7 @@
 //! A port: its queues, whether anything may pass, and its counters.
 
+use std::sync::Arc;
+
 use outboard_controls::{Check, on};
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
@@ -9,22 +11,22 @@ use vhost_net_dpu::{
     error::{QueueFailure, RxDrop, StartError},
     frame_len_max,
     header::NetHeader,
+    parcel::Parcel,
+    record::Record,
     rx::{Payload, RxQueue},
     tx::TxQueue,
 };
 
 use crate::{
+    commons::PortCommons,
     counters::{QueueCounters, Tally},
-    firewall::{allowance::Allowance, datagrams::Datagrams, reject},
+    crossing::{CROSSINGS_PER_QUEUE, Crossing, PortRef},
+    firewall::reject,
     flow::FlowHash,
     queues::{Queues, Running},
     reason::DropReason,
+    stopping::{Done, Stopping},
 };
-
-/// Answers to rejected packets that a guest gets in a second; what is rejected beyond them is dropped without a word.
-const REPLIES_PER_SECOND: u64 = 1_000;
-/// Of those, how many may come at once after a while without.
-const REPLY_BURST: u64 = 32;
 
 /// May anything pass?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +39,28 @@ pub(crate) enum Gate {
     Gone,
 }
 
+/// A receive queue of a port that has some in other workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lane {
+    pub(crate) pair: u16,
+    pub(crate) at: LaneAt,
+}
+
+/// Where a receive queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LaneAt {
+    /// Here, at this place.
+    Here(usize),
+    /// In this worker.
+    There(usize),
+}
+
 /// A port of the switch.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) name: String,
+    /// No other port has this number, or had it; all workers know the port by it.
+    pub(crate) number: u64,
     pub(crate) gate: Gate,
     pub(crate) tally: Tally,
     pub(crate) tx: Queues<TxQueue>,
@@ -55,16 +75,23 @@ pub(crate) struct Port {
     pub(crate) debt: usize,
     /// The burst at hand gave it something.
     pub(crate) touched: bool,
-    /// What its guest sends in fragments.
-    pub(crate) datagrams: Datagrams,
-    /// Answers to rejected packets that its guest may get.
-    replies: Allowance<REPLIES_PER_SECOND, REPLY_BURST>,
+    /// What it has in common with itself in other workers.
+    pub(crate) commons: Arc<PortCommons>,
+    /// Its receive queues in other workers, by pair.
+    elsewhere: Vec<(u16, usize)>,
+    /// All of its receive queues, by pair, if some are in other workers; else nothing.
+    lanes: Vec<Lane>,
+    /// Transmit queues that were stopped while other workers had frames of theirs.
+    stopping: Vec<Stopping>,
+    /// In which breath its frames from other workers were last delivered, and what those cost that breath, in frames.
+    arrived: (u64, usize),
 }
 
 impl Port {
-    pub(crate) fn new(name: String) -> Self {
+    pub(crate) fn new(name: String, number: u64, commons: Arc<PortCommons>) -> Self {
         Self {
             name,
+            number,
             gate: Gate::Shut,
             tally: Tally::default(),
             tx: Queues::default(),
@@ -74,8 +101,19 @@ impl Port {
             tx_turn: 0,
             debt: 0,
             touched: false,
-            datagrams: Datagrams::default(),
-            replies: Allowance::default(),
+            commons,
+            elsewhere: Vec::new(),
+            lanes: Vec::new(),
+            stopping: Vec::new(),
+            arrived: (0, 0),
+        }
+    }
+
+    /// As others know it that is at this index.
+    pub(crate) fn reference(&self, index: usize) -> PortRef {
+        PortRef {
+            index,
+            number: self.number,
         }
     }
 
@@ -87,16 +125,18 @@ impl Port {
 
     /// A port of this name is declared. If the former one was gone, it is a new one: it inherits neither counters nor
     /// MTU, and the former one's queues stay dead.
-    pub(crate) fn declare(&mut self) {
+    pub(crate) fn declare(&mut self, number: u64, commons: Arc<PortCommons>) {
         if self.gate == Gate::Gone {
             self.gate = Gate::Shut;
             self.tally = Tally::default();
             self.mtu = None;
+            (self.number, self.commons) = (number, commons);
+            self.set_elsewhere(Vec::new());
         }
     }
 
     pub(crate) fn has_queues(&self) -> bool {
-        !(self.tx.is_empty() && self.rx.is_empty())
+        !(self.tx.is_empty() && self.rx.is_empty() && self.stopping.is_empty())
     }
 
     /// May frames pass, and are the queues this port's own?
@@ -109,16 +149,37 @@ impl Port {
         self.gate != Gate::Gone && !self.stale
     }
 
-    pub(crate) fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
+    /// Starts a queue, which gets this number. `shared`: other workers may deliver its frames.
+    pub(crate) fn start_queue(
+        &mut self,
+        index: u16,
+        resources: QueueResources,
+        (number, shared): (u64, bool),
+    ) -> Result<(), DeviceError> {
         let refused = |error: StartError| DeviceError::Other(Box::new(error));
         let kind = kind(index)?;
         if self.queue(kind).is_some() {
             return Err(DeviceError::QueueRuns { index });
         }
         match kind {
-            QueueKind::Rx { pair } => self.rx.start(pair, RxQueue::new(resources).map_err(refused)?),
-            QueueKind::Tx { pair } => self.tx.start(pair, TxQueue::new(resources).map_err(refused)?),
+            QueueKind::Rx { pair } => {
+                let queue = RxQueue::new(resources).map_err(refused)?;
+                self.rx.start(Running::new(pair, number, queue));
+            }
+            QueueKind::Tx { pair } => {
+                let mut queue = TxQueue::new(resources).map_err(refused)?;
+                let mut spare = Vec::new();
+                if shared {
+                    queue.prepare_to_lend();
+                    spare.extend((0..CROSSINGS_PER_QUEUE).map(|_| Box::new(Crossing::new(&queue))));
+                }
+                self.tx.start(Running {
+                    spare,
+                    ..Running::new(pair, number, queue)
+                });
+            }
         }
+        self.find_lanes();
         let mtu = self.mtu;
         if let Some(queue) = self.queue(kind) {
             queue.set_mtu(mtu);
@@ -126,13 +187,137 @@ impl Port {
         Ok(())
     }
 
-    pub(crate) fn stop_queue(&mut self, index: u16) -> Option<u16> {
-        let next_avail = match QueueKind::of(index)? {
-            QueueKind::Rx { pair } => self.rx.stop(pair)?.queue().next_avail(),
-            QueueKind::Tx { pair } => self.tx.stop(pair)?.queue().next_avail(),
-        };
+    /// Stops a queue; `done` hears where its available ring goes on, once nobody has a frame of it any more.
+    pub(crate) fn stop_queue(&mut self, index: u16, done: Done) {
+        match QueueKind::of(index) {
+            None => return done(None),
+            Some(QueueKind::Rx { pair }) => {
+                let stopped = self.rx.stop(pair);
+                self.find_lanes();
+                done(stopped.map(|rx| rx.queue.queue().next_avail()));
+            }
+            Some(QueueKind::Tx { pair }) => match self.tx.stop(pair) {
+                Some(tx) if tx.queue.lent() > 0 => self.stopping.push(Stopping { tx, done }),
+                stopped => done(stopped.map(|tx| tx.queue.queue().next_avail())),
+            },
+        }
         self.stale &= self.has_queues();
-        Some(next_avail)
+    }
+
+    /// A frame of one of its transmit queues has come back. Shows the guest what that queue gives back, if it was stopped
+    /// meanwhile, and then lets the queue go.
+    pub(crate) fn take_back(&mut self, crossing: Box<Crossing>, signals: &mut dyn Signals) {
+        if crossing.parcel.is_gone() {
+            self.tally.drop(DropReason::TxMemoryGone);
+        }
+        let is_it = |tx: &Running<TxQueue>| tx.number == crossing.queue;
+        if let Some(tx) = self.tx.of_pair(crossing.pair).filter(|tx| is_it(tx)) {
+            tx.queue.returned(&crossing.parcel);
+            return tx.spare.push(crossing);
+        }
+        let Some(at) = self.stopping.iter().position(|stopping| is_it(&stopping.tx)) else {
+            debug_assert!(false, "a queue is there until its frames are back");
+            return;
+        };
+        if let Some(stopping) = self.stopping.get_mut(at) {
+            stopping.tx.queue.returned(&crossing.parcel);
+            flush(
+                stopping.tx.queue.queue_mut(),
+                signals,
+                (&self.name, "transmit", crossing.pair),
+            );
+            if stopping.tx.queue.lent() == 0 {
+                self.stopping.swap_remove(at).end();
+                self.stale &= self.has_queues();
+            }
+        }
+    }
+
+    /// Frames of its transmit queues that other workers have.
+    pub(crate) fn lent(&self) -> usize {
+        let stopping = self.stopping.iter().map(|stopping| &stopping.tx);
+        self.tx.iter().chain(stopping).map(|tx| tx.queue.lent()).sum()
+    }
+
+    /// Takes the queues of a pair out, as they are; nothing of them is with other workers.
+    pub(crate) fn take_pair(&mut self, pair: u16) -> (Option<Running<RxQueue>>, Option<Running<TxQueue>>) {
+        let taken = (self.rx.stop(pair), self.tx.stop(pair));
+        self.find_lanes();
+        taken
+    }
+
+    /// Puts queues in that were another worker's.
+    pub(crate) fn put_pair(&mut self, rx: Option<Running<RxQueue>>, tx: Option<Running<TxQueue>>) {
+        rx.into_iter().for_each(|rx| self.rx.start(rx));
+        tx.into_iter().for_each(|tx| self.tx.start(tx));
+        self.find_lanes();
+    }
+
+    /// Other workers have these of its receive queues: their pairs, and where each is.
+    pub(crate) fn set_elsewhere(&mut self, elsewhere: Vec<(u16, usize)>) {
+        self.elsewhere = elsewhere;
+        self.find_lanes();
+    }
+
+    /// Puts together where its receive queues are.
+    fn find_lanes(&mut self) {
+        self.lanes.clear();
+        if self.elsewhere.is_empty() {
+            return;
+        }
+        let here = self
+            .rx
+            .iter()
+            .enumerate()
+            .map(|(place, rx)| (rx.pair, LaneAt::Here(place)));
+        let there = self
+            .elsewhere
+            .iter()
+            .map(|(pair, worker)| (*pair, LaneAt::There(*worker)));
+        self.lanes.extend(here.chain(there).map(|(pair, at)| Lane { pair, at }));
+        self.lanes.sort_unstable_by_key(|lane| lane.pair);
+        // One that moves may be told of before it is gone: what is here is known.
+        self.lanes.dedup_by_key(|lane| lane.pair);
+    }
+
+    /// Are all its receive queues here?
+    #[inline]
+    pub(crate) fn is_here(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    /// Where a frame goes, of a port that has receive queues elsewhere.
+    pub(crate) fn lane(&self, record: &Record, head: &[u8], flows: &FlowHash) -> Option<Lane> {
+        let place = match self.lanes.len() {
+            0 | 1 => 0,
+            count => flows.queue(record, head, count),
+        };
+        self.lanes.get(place).copied()
+    }
+
+    /// Why it gets nothing now, if so.
+    pub(crate) fn closed(&self) -> Option<DropReason> {
+        match self.gate {
+            Gate::Open if self.serves() => None,
+            Gate::Open => Some(DropReason::RxNotRunning),
+            Gate::Shut | Gate::Gone => Some(DropReason::PortShut),
+        }
+    }
+
+    /// May more of its frames that came from other workers be delivered in this breath?
+    pub(crate) fn may_arrive(&mut self, breath: u64, share: usize) -> bool {
+        let (last, spent) = self.arrived;
+        if last != breath {
+            // What went beyond its share is taken off the next ones.
+            let breaths = usize::try_from(breath.wrapping_sub(last)).unwrap_or(usize::MAX);
+            self.arrived = (breath, spent.saturating_sub(share.saturating_mul(breaths)));
+        }
+        self.arrived.1 < share
+    }
+
+    /// So much was delivered of its frames that came from other workers.
+    pub(crate) fn count_arrived(&mut self, cost: usize) {
+        self.arrived.1 += cost;
     }
 
     pub(crate) fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
@@ -172,14 +357,10 @@ impl Port {
         scratch: &mut Scratch,
         mut gone: impl FnMut(),
     ) {
-        let shut = match self.gate {
-            Gate::Open if self.serves() => None,
-            Gate::Open => Some(DropReason::RxNotRunning),
-            Gate::Shut | Gate::Gone => Some(DropReason::PortShut),
-        };
+        let closed = self.closed();
         let (rx, tally) = (&mut self.rx, &mut self.tally);
         let count = rx.len();
-        if let Some(reason) = shut.or((count == 0).then_some(DropReason::RxNotRunning)) {
+        if let Some(reason) = closed.or((count == 0).then_some(DropReason::RxNotRunning)) {
             return slots.for_each(|_| tally.drop(reason));
         }
         for slot in slots {
@@ -194,18 +375,58 @@ impl Port {
                 continue;
             };
             forward(source, slot, queue, scratch, |outcome| match outcome {
-                Ok(len) => {
-                    tally.received(1, len as u64);
-                    *frames = frames.wrapping_add(1);
-                    *bytes = bytes.wrapping_add(len as u64);
-                }
-                Err(RxDrop::Full) => tally.drop(DropReason::RxFull),
-                Err(RxDrop::BufferTooSmall) => tally.drop(DropReason::RxBufferTooSmall),
-                Err(RxDrop::OverMtu) => tally.drop(DropReason::RxOverMtu),
-                Err(RxDrop::Broken) => tally.drop(DropReason::RxBroken),
+                Ok(len) => tally.received_by((frames, bytes), len as u64),
                 Err(RxDrop::SourceGone) => gone(),
+                Err(drop) => tally.missed(drop),
             });
         }
+    }
+
+    /// Gives the frame in a slot of the burst that `source` holds to a receive queue here. False if it could not be read any
+    /// more.
+    pub(crate) fn receive_at(
+        &mut self,
+        place: usize,
+        (source, slot): (&TxQueue, usize),
+        scratch: &mut Scratch,
+    ) -> bool {
+        let mut lives = true;
+        if let Some(running) = self.rx.at(place) {
+            let Running {
+                queue, frames, bytes, ..
+            } = running;
+            let tally = &mut self.tally;
+            forward(source, slot, queue, scratch, |outcome| match outcome {
+                Ok(len) => tally.received_by((frames, bytes), len as u64),
+                Err(RxDrop::SourceGone) => lives = false,
+                Err(drop) => tally.missed(drop),
+            });
+        }
+        lives
+    }
+
+    /// Gives a frame that another worker took to the receive queue of a pair. False if it could not be read any more.
+    pub(crate) fn receive_parcel(&mut self, pair: u16, parcel: &mut Parcel, scratch: &mut Scratch) -> bool {
+        if let Some(reason) = self.closed() {
+            self.tally.drop(reason);
+            return true;
+        }
+        let Some(running) = self.rx.of_pair(pair) else {
+            // It was stopped while the frame was on its way.
+            self.tally.drop(DropReason::RxNotRunning);
+            return true;
+        };
+        let Running {
+            queue, frames, bytes, ..
+        } = running;
+        let tally = &mut self.tally;
+        let mut lives = true;
+        parcel.forward(queue, scratch, |outcome| match outcome {
+            Ok(len) => tally.received_by((frames, bytes), len as u64),
+            Err(RxDrop::SourceGone) => lives = false,
+            Err(drop) => tally.missed(drop),
+        });
+        lives
     }
 
     /// Answers its guest, one of whose packets was rejected, if an answer is due: as a frame from nobody's queue.
@@ -215,7 +436,7 @@ impl Port {
             return;
         };
         let head = tx.queue.head_of(slot);
-        let Some(reply) = reject::reply(record, head).filter(|_| self.replies.take(now)) else {
+        let Some(reply) = reject::reply(record, head).filter(|_| self.commons.replies.take(now)) else {
             return;
         };
         let place = match self.rx.len() {
@@ -246,10 +467,10 @@ impl Port {
         if self.gate != Gate::Open {
             return Some(DropReason::PortShut);
         }
-        if self.rx.is_empty() || !self.serves() {
+        if (self.rx.is_empty() && self.is_here()) || !self.serves() {
             return Some(DropReason::RxNotRunning);
         }
-        if self.rx.iter().all(|rx| rx.queue.queue().failed().is_some()) {
+        if self.is_here() && self.rx.iter().all(|rx| rx.queue.queue().failed().is_some()) {
             return Some(DropReason::RxBroken);
         }
         let len_max = frame_len_max(self.mtu_in_force().unwrap_or(MTU_DEFAULT));

@@ -2,6 +2,8 @@
 
 use vhost_net_dpu::QUEUE_PAIRS_MAX;
 
+use crate::crossing::Crossing;
+
 /// A queue that runs.
 #[derive(Debug)]
 pub(crate) struct Running<Q> {
@@ -12,9 +14,26 @@ pub(crate) struct Running<Q> {
     pub(crate) frames: u64,
     /// Bytes of those, without virtio headers.
     pub(crate) bytes: u64,
+    /// Of those that were started in this worker, which one it is.
+    pub(crate) number: u64,
+    /// For frames that other workers deliver.
+    #[expect(clippy::vec_box, reason = "what goes from worker to worker is the pointer")]
+    pub(crate) spare: Vec<Box<Crossing>>,
 }
 
 impl<Q> Running<Q> {
+    /// One that has just been started.
+    pub(crate) fn new(pair: u16, number: u64, queue: Q) -> Self {
+        Self {
+            pair,
+            queue,
+            frames: 0,
+            bytes: 0,
+            number,
+            spare: Vec::new(),
+        }
+    }
+
     pub(crate) fn count(&mut self, frames: u64, bytes: u64) {
         self.frames = self.frames.wrapping_add(frames);
         self.bytes = self.bytes.wrapping_add(bytes);
@@ -59,25 +78,17 @@ impl<Q> Queues<Q> {
     }
 
     /// Adds a queue; none of that pair runs.
-    pub(crate) fn start(&mut self, pair: u16, queue: Q) {
-        let place = self.0.partition_point(|running| running.pair < pair);
+    pub(crate) fn start(&mut self, running: Running<Q>) {
+        let place = self.0.partition_point(|other| other.pair < running.pair);
         self.0
             .reserve_exact(usize::from(QUEUE_PAIRS_MAX).saturating_sub(self.0.len()));
-        self.0.insert(
-            place,
-            Running {
-                pair,
-                queue,
-                frames: 0,
-                bytes: 0,
-            },
-        );
+        self.0.insert(place, running);
     }
 
     /// Takes a queue out.
-    pub(crate) fn stop(&mut self, pair: u16) -> Option<Q> {
+    pub(crate) fn stop(&mut self, pair: u16) -> Option<Running<Q>> {
         let place = self.0.iter().position(|running| running.pair == pair)?;
-        Some(self.0.remove(place).queue)
+        Some(self.0.remove(place))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Running<Q>> {

@@ -97,6 +97,8 @@ drop_reasons! {
         "The switch's connection table is full, and no half-open connection of the port can give way.";
     TxMemoryGone => "tx_memory_gone",
         "The sending guest's memory could not be read.";
+    TxPortShut => "tx_port_shut",
+        "The sending port's grant was revoked while the frame was on its way to another worker of the DPU.";
     PortShut => "port_shut",
         "The receiving port is not granted, or its grant was revoked.";
     RxNotRunning => "rx_not_running",
@@ -115,6 +117,8 @@ drop_reasons! {
         "A rule of the receiving port's security groups rejects it, and the sender was told, as far as answers are due; a trace of the frame names the rule.";
     RxOverMtu => "rx_over_mtu",
         "The frame is longer than the receiving port's MTU (1500 unless the VMM told the guest another): give all guests of a network one MTU.";
+    RxWorkerBusy => "rx_worker_busy",
+        "The DPU's worker that serves the receiving guest's queue is behind with what other workers hand it.";
 }
 
 impl DropReason {

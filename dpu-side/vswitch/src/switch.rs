@@ -1,47 +1,34 @@
 //! The switch itself: its ports, who may use them, and whose turn it is.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc};
 
 use outboard_conntrack::Table;
 use outboard_firewall::Policy;
 
 use outboard_ring::{CallFd, RingLog, Signals};
 use outboard_vhost_user::{DeviceError, QueueResources};
-use vhost_net_dpu::{MTU_MIN, deliver::Scratch, error::MtuError};
+use vhost_net_dpu::{MTU_MIN, deliver::Scratch, error::MtuError, rx::RxQueue, tx::TxQueue};
 
 use crate::{
     burst::Fates,
     capture::Captures,
+    commons::Commons,
     counters::{PortCounters, QueueCounters},
+    crossing::Exchange,
     firewall::Firewall,
     flow::FlowHash,
     policy::{PolicySet, PortPolicy, Zones},
     port::{Gate, Port},
+    queues::Running,
+    stopping::Done,
 };
 
 /// How often connections are cleared away whose time is up, in nanoseconds, and how many are looked at each time.
 const CLEAR_APART_NS: u64 = 1_000_000;
 const CLEAR_COUNT_MAX: u32 = 256;
 
-/// Tells the time since it was made.
-#[derive(Debug)]
-struct Clock(Instant);
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Clock {
-    /// In nanoseconds; 584 years of them fit.
-    fn now(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
 /// A switch and all its ports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Switch {
     pub(crate) policy: PolicySet,
     /// Those that have a policy come first, at their policy's index; then those that are gone.
@@ -52,7 +39,13 @@ pub struct Switch {
     pub(crate) fates: Fates,
     pub(crate) firewall: Firewall,
     zones: Zones,
-    clock: Clock,
+    pub(crate) commons: Arc<Commons>,
+    /// What this worker has of the others, if there are any.
+    pub(crate) exchange: Option<Box<Exchange>>,
+    /// The number of the port that was declared last.
+    last_number: u64,
+    /// Nothing is taken from guests for the time being.
+    pub(crate) held: bool,
     /// What the clock says, in nanoseconds; looked at once a breath, while connections are followed.
     pub(crate) now: u64,
     /// When connections were last cleared away whose time was up.
@@ -68,10 +61,50 @@ pub struct Switch {
     sweep: bool,
 }
 
+/// The queues of a pair, on their way from one worker to another.
+#[derive(Debug)]
+pub struct MovedPair {
+    /// The pair.
+    pub pair: u16,
+    rx: Option<Running<RxQueue>>,
+    tx: Option<Running<TxQueue>>,
+}
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self::member(Arc::default(), None)
+    }
+}
+
 impl Switch {
-    /// A switch without ports.
+    /// A switch without ports, of one worker.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A worker's part of a switch.
+    pub(crate) fn member(commons: Arc<Commons>, exchange: Option<Box<Exchange>>) -> Self {
+        Self {
+            policy: PolicySet::default(),
+            ports: Vec::new(),
+            index: HashMap::new(),
+            scratch: Scratch::default(),
+            flows: commons.flows,
+            fates: Fates::default(),
+            firewall: Firewall::new(commons.clone()),
+            zones: Zones::default(),
+            commons,
+            exchange,
+            last_number: 0,
+            held: false,
+            now: 0,
+            cleared: 0,
+            touched: Vec::new(),
+            turn: 0,
+            captures: Captures::default(),
+            follows: false,
+            sweep: false,
+        }
     }
 
     /// Declares all ports, in one step: each frame sees the old policy or the new one. A port that is kept, by name,
@@ -81,10 +114,22 @@ impl Switch {
     pub fn set_ports(&mut self, policies: Vec<PortPolicy>) {
         let mut former: HashMap<String, Port> = self.ports.drain(..).map(|port| (port.name.clone(), port)).collect();
         for policy in &policies {
-            let mut port = former
-                .remove(&policy.name)
-                .unwrap_or_else(|| Port::new(policy.name.clone()));
-            port.declare();
+            // Numbers are given in the order of declarations, which is the same in all workers.
+            let number = self.last_number + 1;
+            let port = match former.remove(&policy.name) {
+                Some(port) if port.gate != Gate::Gone => port,
+                gone => {
+                    self.last_number = number;
+                    let commons = self.commons.port(number);
+                    match gone {
+                        Some(mut port) => {
+                            port.declare(number, commons);
+                            port
+                        }
+                        None => Port::new(policy.name.clone(), number, commons),
+                    }
+                }
+            };
             self.ports.push(port);
         }
         for mut port in former.into_values().filter(Port::has_queues) {
@@ -129,7 +174,7 @@ impl Switch {
         if self.follows {
             let numbers: Vec<u32> = numbers.into_iter().filter(|number| *number != u32::MAX).collect();
             self.firewall.share(&numbers);
-            self.ports.iter_mut().for_each(|port| port.datagrams.prepare());
+            self.ports.iter().for_each(|port| port.commons.datagrams.prepare());
         }
     }
 
@@ -170,23 +215,79 @@ impl Switch {
     /// The port is not declared, it has no such queue, the queue runs already, or its driver cannot be served.
     pub fn start_queue(&mut self, name: &str, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
         self.sweep = true;
+        let kind = (self.commons.next_queue(), self.exchange.is_some());
         match self.port_mut(name) {
-            Some(port) if port.takes_queues() => port.start_queue(index, queue),
+            Some(port) if port.takes_queues() => port.start_queue(index, queue, kind),
             _ => Err(not_granted(name)),
         }
     }
 
-    /// Stops a queue: nothing of it is in flight afterwards. The index at which its available ring goes on; `None` if
-    /// it did not run.
+    /// Stops a queue. `done` is called when nothing of it is in flight any more, with the index at which its available ring
+    /// goes on, `None` if it did not run: at once, unless other workers have frames of it, and then in the breath in which the
+    /// last of them has come back.
+    pub fn stop_queue_then(&mut self, name: &str, index: u16, done: Done) {
+        let Some(port) = self.port_mut(name) else {
+            return done(None);
+        };
+        port.stop_queue(index, done);
+        self.forget_gone();
+    }
+
+    /// The same for the only worker of a switch, or for a receive queue: the index.
     pub fn stop_queue(&mut self, name: &str, index: u16) -> Option<u16> {
-        let port = self.port_mut(name)?;
-        let next_avail = port.stop_queue(index);
-        if port.gate == Gate::Gone && !port.has_queues() {
+        let (told, next_avail) = std::sync::mpsc::sync_channel(1);
+        // It is there to be heard, and there is room.
+        let done = Box::new(move |next| {
+            let _ = told.try_send(next);
+        });
+        self.stop_queue_then(name, index, done);
+        next_avail.try_recv().ok().flatten()
+    }
+
+    /// Ports that were kept only for their queues go when those are stopped.
+    pub(crate) fn forget_gone(&mut self) {
+        let is_left = |port: &Port| port.gate != Gate::Gone || port.has_queues();
+        if !self.ports.iter().all(is_left) {
             // The others keep their places: those that are gone come last.
-            self.ports.retain(|port| port.gate != Gate::Gone || port.has_queues());
+            self.ports.retain(is_left);
             self.reindex();
         }
-        next_avail
+    }
+
+    /// Other workers have these of a port's receive queues: their pairs, and which worker each is in.
+    pub fn set_elsewhere(&mut self, name: &str, mut elsewhere: Vec<(u16, usize)>) {
+        let known = self.exchange.as_ref().map_or(0, |exchange| exchange.peers.len());
+        let me = self.exchange.as_ref().map(|exchange| exchange.me);
+        elsewhere.retain(|(_, worker)| *worker < known && Some(*worker) != me);
+        if let Some(port) = self.port_mut(name).filter(|port| port.takes_queues()) {
+            port.set_elsewhere(elsewhere);
+        }
+    }
+
+    /// Takes the queues of a pair out, to go on in another worker where they are. None if there are none, if they are not the
+    /// port's own, or if other workers have frames of them.
+    pub fn take_pair(&mut self, name: &str, pair: u16) -> Option<Box<MovedPair>> {
+        let port = self.port_mut(name).filter(|port| port.takes_queues())?;
+        if port.lent() > 0 {
+            return None;
+        }
+        let (rx, tx) = port.take_pair(pair);
+        (rx.is_some() || tx.is_some()).then(|| Box::new(MovedPair { pair, rx, tx }))
+    }
+
+    /// Goes on with queues that were another worker's.
+    ///
+    /// # Errors
+    /// The port takes no queues; they come back.
+    pub fn put_pair(&mut self, name: &str, moved: Box<MovedPair>) -> Result<(), Box<MovedPair>> {
+        self.sweep = true;
+        match self.port_mut(name) {
+            Some(port) if port.takes_queues() => {
+                port.put_pair(moved.rx, moved.tx);
+                Ok(())
+            }
+            _ => Err(moved),
+        }
     }
 
     /// Calls the driver of a running queue by another descriptor from now on, and once in the next breath.
@@ -235,7 +336,7 @@ impl Switch {
 
     /// One round over all ports: a burst from each, then used entries and calls. True if there was anything to do.
     pub fn breathe(&mut self, signals: &mut dyn Signals) -> bool {
-        let now = if self.follows { self.clock.now() } else { 0 };
+        let now = if self.follows { self.commons.now() } else { 0 };
         self.breathe_at(now, signals)
     }
 
@@ -249,19 +350,25 @@ impl Switch {
             }
         }
         let mut worked = std::mem::take(&mut self.sweep) && self.flush_all(signals);
-        let count = self.ports.len();
+        if self.exchange.is_some() {
+            worked |= self.serve_crossings(signals);
+        }
+        let count = if self.held { 0 } else { self.ports.len() };
         for step in 0..count {
             let index = self.turn + step;
             let index = if index < count { index } else { index - count };
             worked |= self.burst(index, signals);
         }
         self.turn = (self.turn + 1).checked_rem(count).unwrap_or(0);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.ring();
+        }
         worked
     }
 
     /// What time it is for who asks between breaths, in nanoseconds.
     pub(crate) fn now_or_before(&self) -> u64 {
-        self.now.max(if self.follows { self.clock.now() } else { 0 })
+        self.now.max(if self.follows { self.commons.now() } else { 0 })
     }
 
     fn flush_all(&mut self, signals: &mut dyn Signals) -> bool {
@@ -281,12 +388,16 @@ impl Switch {
         }
         // A ring that failed when it was asked has to tell it.
         self.sweep = true;
-        waiting
+        // After this worker asked to be woken.
+        waiting | self.exchange.as_ref().is_some_and(|exchange| exchange.lie_down())
     }
 
     /// Asks for no more kicks while awake. Those that came are left in their descriptors: whoever sleeps on them wakes at
     /// each new one, so that waking costs no system call for each queue.
     pub fn after_sleep(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            exchange.get_up();
+        }
         for port in &mut self.ports {
             port.after_sleep();
         }

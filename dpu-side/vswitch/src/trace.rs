@@ -188,7 +188,7 @@ impl Switch {
             if judged && group {
                 dropped = trace.said(self.firewall.explain_member(&question(to)));
             } else if judged && (rules.filter.filtered || to.filter.filtered) {
-                for said in self.firewall.explain(&question(to), &port.datagrams) {
+                for said in self.firewall.explain(&question(to), &port.commons.datagrams) {
                     dropped = dropped.or(trace.said(said));
                 }
             }

@@ -77,6 +77,40 @@ impl Chain {
         }
     }
 
+    /// Make it a copy of another one: who only reads the buffers can do so while that one is used for the next chain.
+    pub fn copy_from(&mut self, other: &Self) {
+        let Self {
+            head,
+            single,
+            only,
+            ref segments,
+            readable_count,
+            readable_len,
+            writable_len,
+            near,
+        } = *other;
+        (self.head, self.single, self.only, self.near) = (head, single, only, near);
+        (self.readable_count, self.readable_len, self.writable_len) = (readable_count, readable_len, writable_len);
+        self.segments.clear();
+        if !single {
+            self.segments.extend_from_slice(segments);
+        }
+    }
+
+    /// What is needed to give it back later: a chain of the same head, without its buffers. Takes no memory.
+    pub fn receipt(&self) -> Self {
+        Self {
+            head: self.head,
+            single: false,
+            only: Segment { addr: 0, len: 0 },
+            segments: Vec::new(),
+            readable_count: 0,
+            readable_len: 0,
+            writable_len: 0,
+            near: self.near,
+        }
+    }
+
     /// The index of its first descriptor, by which it is given back.
     #[inline]
     pub fn head(&self) -> u16 {

@@ -1,23 +1,28 @@
 //! How often something that costs more than a frame may happen.
 
-/// A bucket of tokens, kept as a time: `RATE` in a second, and `BURST` at once after a quiet while.
-#[derive(Debug, Clone, Copy, Default)]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A bucket of tokens, kept as a time: `RATE` in a second, and `BURST` at once after a quiet while. All workers take from
+/// the same one.
+#[derive(Debug, Default)]
 pub(crate) struct Allowance<const RATE: u64, const BURST: u64> {
     /// When all that happened would have been done at that rate, in nanoseconds.
-    until: u64,
+    until: AtomicU64,
 }
 
 impl<const RATE: u64, const BURST: u64> Allowance<RATE, BURST> {
     const APART_NS: u64 = 1_000_000_000 / RATE;
 
     /// May there be one more, at this time in nanoseconds?
-    pub(crate) fn take(&mut self, now: u64) -> bool {
-        let until = self.until.max(now);
-        if until - now > (BURST - 1) * Self::APART_NS {
-            return false;
-        }
-        self.until = until + Self::APART_NS;
-        true
+    pub(crate) fn take(&self, now: u64) -> bool {
+        let next = |until: u64| {
+            let until = until.max(now);
+            (until - now <= (BURST - 1) * Self::APART_NS).then(|| until + Self::APART_NS)
+        };
+        // A number on its own: nothing else is ordered by it.
+        self.until
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .is_ok()
     }
 }
 
@@ -27,8 +32,8 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_the_rate() {
-        let mut allowance = Allowance::<10, 3>::default();
-        let mut at = |now: u64| (0..5).filter(|_| allowance.take(now)).count();
+        let allowance = Allowance::<10, 3>::default();
+        let at = |now: u64| (0..5).filter(|_| allowance.take(now)).count();
         assert_eq!(at(0), 3, "from the beginning on");
         assert_eq!(at(5_000_000_000), 3);
         assert_eq!(at(5_050_000_000), 0);

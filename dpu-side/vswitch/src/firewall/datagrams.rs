@@ -8,6 +8,8 @@
 //! Each port has a table of its own, of fixed size, for what its guest sends: a flood of first fragments pushes out the
 //! guest's own datagrams and nobody else's.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use outboard_conntrack::Tuple;
 use vhost_net_dpu::{
     packet::ETHERNET_HEADER_LEN,
@@ -42,15 +44,24 @@ struct Datagram {
 #[derive(Debug, Default)]
 pub(crate) struct Datagrams {
     seed: Seed,
-    table: Box<[[Datagram; WAYS]]>,
+    /// Locked for an instant, for fragments only: those of one datagram may pass different workers.
+    table: Mutex<Sets>,
 }
+
+/// Datagrams by hash.
+type Sets = Box<[[Datagram; WAYS]]>;
 
 impl Datagrams {
     /// Takes its memory, if it has not yet: until then it remembers nothing.
-    pub(crate) fn prepare(&mut self) {
-        if self.table.is_empty() {
-            self.table = vec![[Datagram::default(); WAYS]; DATAGRAMS_MAX / WAYS].into();
+    pub(crate) fn prepare(&self) {
+        let mut table = self.lock();
+        if table.is_empty() {
+            *table = vec![[Datagram::default(); WAYS]; DATAGRAMS_MAX / WAYS].into();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sets> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, record: &Record, tuple: &Tuple) -> usize {
@@ -73,9 +84,10 @@ impl Datagrams {
     }
 
     /// A first fragment passed.
-    pub(crate) fn allow(&mut self, record: &Record, tuple: &Tuple, pair: Pair, now: u64) {
+    pub(crate) fn allow(&self, record: &Record, tuple: &Tuple, pair: Pair, now: u64) {
         let set = self.set(record, tuple);
-        let Some(ways) = self.table.get_mut(set) else { return };
+        let mut table = self.lock();
+        let Some(ways) = table.get_mut(set) else { return };
         let same = ways.iter().position(|way| Self::is(way, record, tuple));
         let oldest = (0..WAYS).min_by_key(|way| ways.get(*way).map_or(0, |way| way.until));
         if let Some(way) = same.or(oldest).and_then(|way| ways.get_mut(way)) {
@@ -92,9 +104,10 @@ impl Datagrams {
     }
 
     /// A first fragment did not pass: its datagram's later ones do not either.
-    pub(crate) fn forget(&mut self, record: &Record, tuple: &Tuple) {
+    pub(crate) fn forget(&self, record: &Record, tuple: &Tuple) {
         let set = self.set(record, tuple);
-        let ways = self.table.get_mut(set).into_iter().flatten();
+        let mut table = self.lock();
+        let ways = table.get_mut(set).into_iter().flatten();
         for way in ways.filter(|way| Self::is(way, record, tuple)) {
             *way = Datagram::default();
         }
@@ -103,7 +116,8 @@ impl Datagrams {
     /// Did the first fragment of this one's datagram pass, between these ports and under this policy? `offset` is where
     /// in the datagram it starts, in bytes.
     pub(crate) fn allows(&self, record: &Record, tuple: &Tuple, offset: u32, pair: Pair, now: u64) -> bool {
-        let ways = self.table.get(self.set(record, tuple)).into_iter().flatten();
+        let table = self.lock();
+        let ways = table.get(self.set(record, tuple)).into_iter().flatten();
         ways.filter(|way| Self::is(way, record, tuple))
             .any(|way| way.until > now && way.pair == pair && offset >= u32::from(way.first_len))
     }

@@ -24,30 +24,26 @@ pub(crate) mod tracked;
 use std::{collections::HashMap, sync::Arc};
 
 use outboard_conntrack::{
-    Budget, Config, Direction, EntryRef, Found, Key, Opened, Packet, Ports, Refused, Table, Tuple, Verdict,
+    Budget, Direction, EntryRef, Found, Key, Opened, Packet, Ports, Refused, Table, Tuple, Verdict,
     icmp::{Class as IcmpClass, class as icmp_class},
 };
 use outboard_controls::{Check, on};
-use outboard_firewall::{Action, Direction as Way, Judgement, Policy, RuleId, limits::PORTS_MAX};
+use outboard_firewall::{Action, Direction as Way, Judgement, Policy, RuleId};
 use vhost_net_dpu::{
     packet::{Fragment, IP_PROTOCOL_ICMP, IP_PROTOCOL_ICMPV6},
     record::{Class, Record},
     tx::BURST_MAX,
 };
 
-use crate::{policy::Rules, reason::DropReason};
+use crate::{commons::Commons, policy::Rules, reason::DropReason};
 pub(crate) use stage::Burst;
 
-use allowance::Allowance;
 use tracked::Pair;
 
 /// Connections that a switch has room for which was given no table.
 pub const CONNECTIONS_DEFAULT: u32 = 1 << 16;
 /// What opening a connection, or being refused one, costs beyond a frame that is of one, in frames.
 pub(crate) const SETUP_COST: usize = 2;
-/// Judgements that are logged in a second, at most, and at once after a while without.
-const LOGS_PER_SECOND: u64 = 10;
-const LOG_BURST: u64 = 100;
 /// How often a packet is looked at again whose connection went away meanwhile.
 const TRIES_MAX: usize = 3;
 /// ICMPv6 messages of neighbour discovery (RFC 4861 §4): router solicitation to redirect.
@@ -62,8 +58,8 @@ pub(crate) struct Firewall {
     capacity: u32,
     /// Each port's share of them, as far as one was given, by the port's number.
     shares: HashMap<u32, u32>,
-    /// What may be logged.
-    log: Allowance<LOGS_PER_SECOND, LOG_BURST>,
+    /// What all workers have in common.
+    commons: Arc<Commons>,
     /// Of the burst at hand.
     keys: Vec<Key>,
 }
@@ -76,14 +72,15 @@ impl std::fmt::Debug for Firewall {
     }
 }
 
-impl Default for Firewall {
-    fn default() -> Self {
+impl Firewall {
+    /// Without a policy, which allows everything.
+    pub(crate) fn new(commons: Arc<Commons>) -> Self {
         Self {
             policy: Arc::default(),
             table: None,
             capacity: 0,
             shares: HashMap::new(),
-            log: Allowance::default(),
+            commons,
             keys: Vec::with_capacity(BURST_MAX),
         }
     }
@@ -215,12 +212,7 @@ impl Firewall {
     /// Gives the ports of these numbers equal shares of the table: none of them can fill it for another one.
     pub(crate) fn share(&mut self, ports: &[u32]) {
         if self.table.is_none() {
-            let config = Config {
-                entries: CONNECTIONS_DEFAULT,
-                ports: u32::try_from(PORTS_MAX).unwrap_or(u32::MAX),
-                ..Config::default()
-            };
-            self.set_table(Arc::new(Table::new(&config)), config.entries);
+            self.set_table(self.commons.table(), CONNECTIONS_DEFAULT);
         }
         // Rounded, so that shares stay as they are while single ports come and go.
         let count = u32::try_from(ports.len().next_power_of_two()).unwrap_or(u32::MAX);

@@ -27,7 +27,7 @@ pub(crate) struct Burst<'a> {
     pub(crate) index: usize,
     pub(crate) tx: &'a TxQueue,
     /// What the sender's guest sends in fragments.
-    pub(crate) datagrams: &'a mut Datagrams,
+    pub(crate) datagrams: &'a Datagrams,
     /// Nanoseconds on a clock that never goes back.
     pub(crate) now: u64,
 }
@@ -107,7 +107,7 @@ impl Aim {
 
 impl Firewall {
     /// Decides about those frames of a burst whose fate is [`Fate::Ask`]. What that cost beyond the frames, in frames.
-    pub(crate) fn resolve(&mut self, mut burst: Burst<'_>, fates: &mut [Fate]) -> usize {
+    pub(crate) fn resolve(&mut self, burst: Burst<'_>, fates: &mut [Fate]) -> usize {
         let Some(table) = self.table.take() else { return 0 };
         let mut keys = std::mem::take(&mut self.keys);
         keys.clear();
@@ -138,7 +138,7 @@ impl Firewall {
                     reject: false,
                 },
                 Known::Unsure => {
-                    let (fate, more) = self.think(&table, key, (slot, output), &mut burst);
+                    let (fate, more) = self.think(&table, key, (slot, output), &burst);
                     cost += more;
                     fate
                 }
@@ -151,13 +151,7 @@ impl Firewall {
     /// Decides about a packet of which more has to be asked than whether its connection is known. What becomes of it, and
     /// what that cost beyond the frame, in frames.
     #[inline(never)]
-    fn think(
-        &mut self,
-        table: &Table,
-        key: &Key,
-        (slot, output): (usize, Output),
-        burst: &mut Burst<'_>,
-    ) -> (Fate, usize) {
+    fn think(&self, table: &Table, key: &Key, (slot, output): (usize, Output), burst: &Burst<'_>) -> (Fate, usize) {
         let Some(record) = burst.tx.records().get(slot) else {
             return (Fate::Drop(DropReason::UnknownDestination), 0);
         };
@@ -210,7 +204,7 @@ impl Firewall {
         table: &Table,
         key: &Key,
         question: &Question<'_>,
-        datagrams: &mut Datagrams,
+        datagrams: &Datagrams,
     ) -> Result<Option<Allowed>, Denial> {
         match question.record.fragment {
             Fragment::No if !question.is_icmp_error() => self.pass(table, key, question),
@@ -265,18 +259,18 @@ impl Firewall {
         Ok(())
     }
 
-    fn log_allowed(&mut self, allowed: &Allowed, tuple: &Tuple, now: u64) {
-        if allowed.log && self.log.take(now) {
+    fn log_allowed(&self, allowed: &Allowed, tuple: &Tuple, now: u64) {
+        if allowed.log && self.commons.log.take(now) {
             for rule in [allowed.egress, allowed.ingress].into_iter().flatten() {
                 self.tell(Action::Allow, rule, tuple);
             }
         }
     }
 
-    fn log_denied(&mut self, denial: &Denial, tuple: &Tuple, now: u64) {
+    fn log_denied(&self, denial: &Denial, tuple: &Tuple, now: u64) {
         if denial.log
             && let Some(rule) = denial.rule
-            && self.log.take(now)
+            && self.commons.log.take(now)
         {
             let action = if denial.reject { Action::Reject } else { Action::Deny };
             self.tell(action, rule, tuple);

@@ -206,6 +206,8 @@ fn provoke(rig: &mut Rig, reason: DropReason) -> Option<Trace> {
             rig.guests[1].post(1, 3);
             good
         }
+        // Where there are several workers: see `workers`.
+        DropReason::TxPortShut | DropReason::RxWorkerBusy => unreachable!("not of one worker"),
     };
     let trace = rig.switch.trace("a", &frame);
     rig.send_plain(0, &frame);
@@ -233,7 +235,9 @@ fn prepare(rig: &mut Rig, reason: DropReason) {
 
 #[test]
 fn each_can_be_brought_about_and_is_counted_where_it_says() {
-    for reason in DropReason::ALL {
+    let of_several_workers = [DropReason::TxPortShut, DropReason::RxWorkerBusy];
+    let reasons = DropReason::ALL.into_iter();
+    for reason in reasons.filter(|reason| !of_several_workers.contains(reason)) {
         let mut rig = Rig::without_buffers(&[FEATURES; 2]);
         prepare(&mut rig, reason);
         let before = rig.switch.counters();

@@ -51,6 +51,8 @@ pub struct Pair {
     /// Transmit buffers in the order they were queued: what IN_ORDER is held to.
     queued: VecDeque<u16>,
     posted: VecDeque<u16>,
+    /// Places for frames.
+    slots: VecDeque<u64>,
 }
 
 impl Pair {
@@ -64,6 +66,7 @@ impl Pair {
             reaped: 0,
             queued: VecDeque::new(),
             posted: VecDeque::new(),
+            slots: VecDeque::new(),
         }
     }
 
@@ -105,6 +108,22 @@ impl Pair {
         let parts = if frame.is_empty() { &parts[..1] } else { &parts[..] };
         let head = self.tx.add(parts, &[]).expect("the queue has room");
         self.queued.push_back(head);
+    }
+
+    /// Sends a frame of up to 2 KiB, from one of a few places that are used in turn.
+    pub fn send_at(&mut self, ram: &GuestRam, header: NetHeader, frame: &[u8]) {
+        const SLOT_LEN: u64 = 2048;
+        if self.slots.is_empty() {
+            self.slots.extend((0..QUEUE_SIZE).map(|_| ram.alloc(SLOT_LEN, 64)));
+        }
+        self.reap();
+        let at = self.slots.pop_front().expect("a place");
+        self.slots.push_back(at);
+        self.tx.write(at, &[&header.to_bytes(), frame].concat());
+        let len = u32::try_from(HEADER_LEN + frame.len()).expect("short");
+        let head = self.tx.add(&[(at, len)], &[]).expect("the queue has room");
+        self.queued.push_back(head);
+        self.tx.publish();
     }
 
     /// Sends bytes as one transmit buffer cut in descriptors of the given lengths.
@@ -205,7 +224,7 @@ impl DerefMut for Guest {
 }
 
 impl Guest {
-    fn new(name: &'static str, mac: [u8; 6], features: u64, pair_count: usize) -> Self {
+    pub fn new(name: &'static str, mac: [u8; 6], features: u64, pair_count: usize) -> Self {
         let ram = GuestRam::new(64 << 20);
         Self {
             name,
@@ -469,7 +488,7 @@ impl Rig {
     }
 }
 
-fn delta(before: &PortCounters, now: &PortCounters) -> Delta {
+pub fn delta(before: &PortCounters, now: &PortCounters) -> Delta {
     assert_eq!(before.name, now.name);
     let drops: Vec<_> = DropReason::ALL
         .into_iter()
