@@ -1,5 +1,7 @@
 //! The daemon's configuration file.
 
+mod tracking;
+
 use std::{
     net::ToSocketAddrs,
     ops::RangeInclusive,
@@ -11,6 +13,7 @@ use outboard_protocol::id::Name;
 use serde::Deserialize;
 
 use crate::error::Failure;
+pub use tracking::{Firewall, TimeoutsS};
 
 /// Longest card serial, in bytes (a PCI VPD field has at most 255; serials are far shorter).
 pub const SERIAL_LEN_MAX: usize = 64;
@@ -43,6 +46,9 @@ pub struct Config {
     /// Bounds on what a host can take.
     #[serde(default)]
     pub limits: Limits,
+    /// How connections of ports with groups are followed.
+    #[serde(default)]
+    pub firewall: Firewall,
 }
 
 /// Bounds on what a host can take. Beyond them requests are refused, nothing else changes.
@@ -140,7 +146,7 @@ impl Config {
                 ),
             ));
         }
-        Ok(())
+        self.firewall.check()
     }
 }
 
@@ -176,6 +182,7 @@ mod tests {
     fn a_minimal_file_gets_the_defaults() {
         let config = Config::parse(MINIMAL).unwrap();
         assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.firewall, Firewall::default());
         assert_eq!((config.card, config.broker, config.worker_core), (None, None, None));
     }
 
@@ -184,11 +191,12 @@ mod tests {
         let all = format!(
             "{MINIMAL}card = 'local'\nbroker = '[::1]:7471'\nhost_uids = [1000]\nworker_core = 1\n[limits]\n\
              connections = 2\nsessions = 3\nrequests_per_s = 4\nmemory_volume_bytes = 5\ntracked_connections = 4096\n\
-             spin_us = 6\n"
+             spin_us = 6\n[firewall]\ntcp_loose = true\n[firewall.timeouts]\nudp_s = 7\n"
         );
         let config = Config::parse(&all).unwrap();
         assert_eq!(config.card.unwrap().as_str(), "local");
         assert_eq!(config.limits.spin(), Duration::from_micros(6));
+        assert!(config.firewall.tcp_loose && config.firewall.timeouts.udp_s == 7);
     }
 
     #[test]
@@ -207,6 +215,7 @@ mod tests {
         assert!(error(&format!("{MINIMAL}broker = 'here'\n")).contains("here"));
         assert!(error(&format!("{MINIMAL}card = '../etc'\n")).contains("not allowed"));
         assert!(error(&format!("{MINIMAL}[limits]\nsessions = 0\n")).contains("sessions"));
+        assert!(error(&format!("{MINIMAL}[firewall.timeouts]\nicmp_s = 0\n")).contains("icmp_s = 0"));
         assert!(error(&format!("{MINIMAL}[limits]\ntracked_connections = 9\n")).contains("tracked_connections = 9"));
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     link::{Host, LinkServer, Links, Settings},
     message::{self, Message},
     opener::Opener,
+    policy::Tracking,
     sessions::Sessions,
     state_file::{Damage, Loaded, StateFile},
     state_lock::{IfHeld, StateLock},
@@ -74,7 +75,11 @@ impl Daemon {
             sessions: Sessions::new(config.limits.sessions, worker.clone(), messages.clone()),
             links: Arc::clone(&links),
             outbox: outbox.clone(),
-            tracked_connections: config.limits.tracked_connections,
+            tracking: Tracking {
+                connections: config.limits.tracked_connections,
+                tcp: config.firewall.laxness(),
+                timeouts: config.firewall.timeouts(),
+            },
         };
         let enforcement = Enforcement::start(core, effects, parts).map_err(|e| {
             Failure::io(

@@ -36,7 +36,7 @@ use crate::{
     locked::{self, Found, Locked},
     message::Message,
     opener::{Done, Opener, Outcome},
-    policy::{Filters, port_policy},
+    policy::{Filters, Tracking, port_policy},
     sessions::Sessions,
     volumes::{Opened, Unavailable},
 };
@@ -74,8 +74,8 @@ pub struct Parts {
     pub links: Arc<Links>,
     /// What the broker is to hear.
     pub outbox: Outbox,
-    /// Connections that ports with groups may have together.
-    pub tracked_connections: u32,
+    /// How connections of ports with groups are followed.
+    pub tracking: Tracking,
 }
 
 /// The state of the thread.
@@ -117,7 +117,7 @@ struct Origin {
 impl Enforcement {
     /// Performs what the core wants at start. Fails only if its record cannot be saved.
     pub fn start(core: CardCore, effects: Vec<Effect>, parts: Parts) -> Result<Self, std::io::Error> {
-        let filters = Filters::new(parts.tracked_connections);
+        let filters = Filters::new(parts.tracking.clone());
         let mut this = Self {
             core,
             parts,

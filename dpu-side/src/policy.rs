@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outboard_conntrack::{Config, Table};
+use outboard_conntrack::{Config, Laxness, Table, Timeouts};
 use outboard_firewall as firewall;
 use outboard_firewall::{Policy, PolicyError, Spec};
 use outboard_protocol::{
@@ -13,11 +13,22 @@ use outboard_protocol::{
 };
 use outboard_vswitch::PortPolicy;
 
+/// How connections of ports with groups are followed.
+#[derive(Debug, Clone, Default)]
+pub struct Tracking {
+    /// How many they may have together, at a time.
+    pub connections: u32,
+    /// How exact the table of them is about TCP.
+    pub tcp: Laxness,
+    /// How long they live without a packet.
+    pub timeouts: Timeouts,
+}
+
 /// The firewall of this card's ports, compiled.
 pub struct Filters {
     compiled: Arc<Policy>,
-    /// Connections that are followed at a time.
-    connections: u32,
+    /// How connections are followed, and how many at a time.
+    tracking: Tracking,
     /// The table of them was made.
     follows: bool,
     /// What it was compiled from, by name: what has not changed is handed over as it is.
@@ -26,11 +37,11 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// No firewall yet; once there is one, it follows so many connections at a time.
-    pub fn new(connections: u32) -> Self {
+    /// No firewall yet; once there is one, it follows connections so.
+    pub fn new(tracking: Tracking) -> Self {
         Self {
             compiled: Arc::default(),
-            connections,
+            tracking,
             follows: false,
             groups: BTreeMap::new(),
             sets: BTreeMap::new(),
@@ -62,11 +73,12 @@ impl Filters {
         }
         self.follows = true;
         let table = Table::new(&Config {
-            entries: self.connections,
+            entries: self.tracking.connections,
             ports: u32::try_from(firewall::limits::PORTS_MAX).unwrap_or(u32::MAX),
-            ..Config::default()
+            timeouts: self.tracking.timeouts.clone(),
+            tcp: self.tracking.tcp,
         });
-        Some((Arc::new(table), self.connections))
+        Some((Arc::new(table), self.tracking.connections))
     }
 
     fn spec(&mut self, state: &DesiredState) -> Spec {

@@ -1,5 +1,6 @@
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
+use outboard_conntrack::{ACK, Budget, Packet, Ports, Segment, Tuple};
 use outboard_firewall::{Action, Direction, Flow};
 use outboard_protocol::{
     desired::{AddressSet, Cidr, Egress, Ethertype, Group, Matched, Peer, PortRange, Rule, RuleAction},
@@ -8,8 +9,17 @@ use outboard_protocol::{
 
 use super::*;
 
+const SECOND_NS: u64 = 1_000_000_000;
+
 fn name(text: &str) -> Name {
     text.parse().expect("a name")
+}
+
+fn tracking() -> Tracking {
+    Tracking {
+        connections: 1 << 10,
+        ..Tracking::default()
+    }
 }
 
 fn port(number: u8, network: &str, groups: Option<&[&str]>) -> Port {
@@ -116,7 +126,7 @@ fn what_is_desired_is_what_is_judged() {
         ..DesiredState::default()
     };
     assert_eq!(state.check(), Ok(()));
-    let policy = Filters::new(1 << 10).follow(&state);
+    let policy = Filters::new(tracking()).follow(&state);
     let (near, far) = ([192, 0, 2, 9], [198, 51, 100, 7]);
     assert_eq!(judged(&policy, 1, near, 80), Action::Allow);
     assert_eq!(judged(&policy, 1, far, 80), Action::Deny);
@@ -143,7 +153,7 @@ fn members_on_other_cards_count_on_their_network_and_no_other() {
         ..DesiredState::default()
     };
     let member = [10, 0, 0, 9];
-    let mut filters = Filters::new(1 << 10);
+    let mut filters = Filters::new(tracking());
     let nobody = filters.follow(&state);
     assert_eq!(judged(&nobody, 1, member, 5432), Action::Deny, "nobody has the group");
     let hosts = (0..200_u8).map(|n| IpAddr::from([10, 0, 1, n]));
@@ -178,7 +188,7 @@ fn a_policy_that_cannot_be_compiled_silences_ports_with_groups_and_leaves_the_ot
         groups: vec![group("web", vec![rule(tcp(80), Peer::Any)])],
         ..DesiredState::default()
     };
-    let mut filters = Filters::new(1 << 10);
+    let mut filters = Filters::new(tracking());
     let policy = filters.follow(&good);
     assert_eq!(judged(&policy, 1, [10, 0, 0, 9], 80), Action::Allow);
     // More groups than the firewall takes.
@@ -198,4 +208,58 @@ fn a_policy_that_cannot_be_compiled_silences_ports_with_groups_and_leaves_the_ot
         Action::Allow,
         "and it recovers"
     );
+}
+
+#[test]
+fn connections_are_followed_as_the_operator_says() {
+    let state = |groups| DesiredState {
+        ports: vec![port(1, "blue", groups)],
+        ..DesiredState::default()
+    };
+    // An acknowledgement of a connection that nobody saw begin, and a datagram.
+    let segment = Segment {
+        flags: ACK,
+        sequence: 1000,
+        acknowledgement: 2000,
+        window: 500,
+        data_len: 0,
+        options: &[],
+    };
+    let tuple = |protocol| Tuple {
+        protocol,
+        source_port: 1,
+        ..Tuple::default()
+    };
+    let table_of = |tracking: Tracking| {
+        let mut filters = Filters::new(tracking);
+        assert!(filters.connections(&state(None)).is_none(), "no port is filtered");
+        let (table, capacity) = filters.connections(&state(Some(&[]))).expect("one is");
+        assert!(filters.connections(&state(Some(&[]))).is_none(), "there is one table");
+        assert_eq!(capacity, 1 << 10);
+        table.set_budget(0, Budget::of(10));
+        table
+    };
+    let opens = |table: &Table, protocol, packet| {
+        let ports = Ports { from: 0, to: 0 };
+        let opened = table.open(&table.key(&tuple(protocol)), ports, &packet, [0; 3], SECOND_NS);
+        opened.map_err(drop).is_ok()
+    };
+    let is_there = |table: &Table, now| table.lookup(&table.key(&tuple(17)), now).is_some();
+    let exact = table_of(tracking());
+    assert!(!opens(&exact, 6, Packet::Tcp(segment)), "it takes a handshake");
+    assert!(opens(&exact, 17, Packet::Other) && is_there(&exact, 20 * SECOND_NS));
+    let lax = table_of(Tracking {
+        tcp: Laxness {
+            pick_up: true,
+            ..Laxness::default()
+        },
+        timeouts: Timeouts {
+            udp: Duration::from_secs(5),
+            ..Timeouts::default()
+        },
+        ..tracking()
+    });
+    assert!(opens(&lax, 6, Packet::Tcp(segment)));
+    assert!(opens(&lax, 17, Packet::Other) && is_there(&lax, 5 * SECOND_NS));
+    assert!(!is_there(&lax, 20 * SECOND_NS), "datagrams are forgotten sooner");
 }

@@ -19,6 +19,7 @@ use dpu_side::{
     link::Links,
     message::{self, Message},
     opener::Opener,
+    policy::Tracking,
     sessions::Sessions,
 };
 use outboard_controls::{Check, Off};
@@ -89,7 +90,10 @@ impl Dpu {
         let gate = Gate::new(core.desired(), worker.clone());
         let disk = TestDisk::default();
         let parts = Parts {
-            tracked_connections: 1 << 10,
+            tracking: Tracking {
+                connections: 1 << 10,
+                ..Tracking::default()
+            },
             worker: worker.clone(),
             gate: gate.clone(),
             disk: Box::new(disk.clone()),
