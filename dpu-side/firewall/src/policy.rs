@@ -120,6 +120,14 @@ impl Policy {
         self.judge_counted(port, direction, flow, &mut ())
     }
 
+    /// The same, and how many steps it took: what it cost, and at most [`crate::limits::LOOKUP_STEPS_MAX`].
+    #[inline]
+    pub fn judge_for(&self, port: PortId, direction: Direction, flow: &Flow) -> (Judgement, u32) {
+        let mut steps = 0;
+        let judgement = self.judge_counted(port, direction, flow, &mut steps);
+        (judgement, steps)
+    }
+
     pub(crate) fn judge_counted(
         &self,
         port: PortId,

@@ -2,7 +2,7 @@
 
 use std::hint::select_unpredictable;
 
-/// Counts the steps of a lookup. Traffic counts none of them.
+/// Counts the steps of a lookup, for who has to bound or to charge them.
 pub(crate) trait Meter {
     /// One comparison, or one thing looked at.
     fn step(&mut self);
@@ -11,6 +11,14 @@ pub(crate) trait Meter {
 impl Meter for () {
     #[inline(always)]
     fn step(&mut self) {}
+}
+
+/// So many; there are never more than [`crate::limits::LOOKUP_STEPS_MAX`] of one lookup.
+impl Meter for u32 {
+    #[inline(always)]
+    fn step(&mut self) {
+        *self = self.wrapping_add(1);
+    }
 }
 
 /// How many of the sorted `starts` are at or before `value`: one step for each halving.

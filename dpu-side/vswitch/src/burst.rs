@@ -8,10 +8,11 @@
 
 use std::ops::Range;
 
+use outboard_controls::{Check, on};
 use outboard_ring::Signals;
 use vhost_net_dpu::{
     deliver::Scratch,
-    record::Class,
+    record::{Class, Record},
     tx::{BURST_MAX, TxQueue},
 };
 
@@ -80,6 +81,20 @@ struct Decided {
     asks: bool,
 }
 
+impl Decided {
+    /// Only so many slots are dealt with; what is behind them is left in the queue for the next time.
+    fn shorten(&mut self, slots: usize, records: &[Record]) {
+        if slots >= self.slots {
+            return;
+        }
+        for record in records.get(slots..self.slots).unwrap_or_default() {
+            self.bytes -= u64::from(record.len);
+            self.cost = self.cost.saturating_sub(record.packet_count());
+        }
+        self.slots = slots;
+    }
+}
+
 impl Switch {
     /// Frames from one port, its transmit queues in turn. True if there were any, or it still pays for earlier ones.
     pub(crate) fn burst(&mut self, index: usize, signals: &mut dyn Signals) -> bool {
@@ -139,9 +154,6 @@ impl Switch {
             return 0;
         }
         let mut decided = decide((&self.policy, rules, index), &running.queue, &mut self.fates, most);
-        let frames = decided.slots as u64;
-        running.count(frames, decided.bytes);
-        tally.sent(frames, decided.bytes);
         touch(&mut self.touched, (index, touched));
         if decided.asks {
             let burst = firewall::Burst {
@@ -153,8 +165,13 @@ impl Switch {
                 now: self.now,
             };
             let fates = self.fates.0.get_mut(..decided.slots).unwrap_or_default();
-            decided.cost += self.firewall.resolve(burst, fates);
+            let (done, more) = self.firewall.resolve(burst, fates);
+            decided.shorten(done, running.queue.records());
+            decided.cost += if on(Check::WorkCharged) { more } else { 0 };
         }
+        let frames = decided.slots as u64;
+        running.count(frames, decided.bytes);
+        tally.sent(frames, decided.bytes);
         if self.captures.any() {
             self.deliver_captured((index, place), decided.slots);
         } else {
@@ -163,7 +180,9 @@ impl Switch {
         if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
             running.queue.give_back_burst(decided.slots);
         }
-        decided.cost
+        // Of frames for a group, each receiver's rules are asked when it is given its copy.
+        let asked = self.firewall.take_cost();
+        decided.cost + if on(Check::WorkCharged) { asked } else { 0 }
     }
 
     /// Gives the frames of a burst, whose fates are known, to their receivers.

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use outboard_controls::{Check, on};
 use outboard_firewall::{Policy, PortId};
 use vhost_net_dpu::record::mac_number;
 
@@ -77,7 +78,7 @@ impl Zones {
         for name in networks {
             if !self.by_name.contains_key(name) {
                 let number = former.remove(name).unwrap_or_else(|| {
-                    self.next += 1;
+                    self.next = if on(Check::ZoneOnce) { self.next + 1 } else { 1 };
                     self.next
                 });
                 self.by_name.insert(name.to_owned(), number);

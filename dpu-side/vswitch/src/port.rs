@@ -436,6 +436,10 @@ impl Port {
             return;
         };
         let head = tx.queue.head_of(slot);
+        // What is rejected beyond what may be answered costs no answer.
+        if !self.commons.replies.may(now) {
+            return;
+        }
         let Some(reply) = reject::reply(record, head).filter(|_| self.commons.replies.take(now)) else {
             return;
         };

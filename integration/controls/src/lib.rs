@@ -124,6 +124,14 @@ pub enum Check {
     KeyedHash,
     /// A port with security groups is kept from a card that cannot filter.
     FilteredPlacement,
+    /// A transmit buffer is for the device to read, and holds the virtio header.
+    TransmitBuffer,
+    /// A driver without VERSION_1, whose headers have another length, is not served.
+    ModernDriver,
+    /// What a port has the worker do beyond passing frames on is charged to its share.
+    WorkCharged,
+    /// A network's number in the connection table is never used again.
+    ZoneOnce,
 }
 
 const ALL: &[(Check, &str)] = &[
@@ -184,6 +192,10 @@ const ALL: &[(Check, &str)] = &[
     (Check::RelatedError, "related-error"),
     (Check::KeyedHash, "keyed-hash"),
     (Check::FilteredPlacement, "filtered-placement"),
+    (Check::TransmitBuffer, "transmit-buffer"),
+    (Check::ModernDriver, "modern-driver"),
+    (Check::WorkCharged, "work-charged"),
+    (Check::ZoneOnce, "zone-once"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

@@ -15,13 +15,14 @@ mod error;
 mod frames;
 mod guest;
 mod net;
+mod victim;
 
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::{error::Error, victim::Attack};
 
 /// Operations that are done before it counts: caches, lazily bound symbols and lazily made memory are settled then.
 const WARM_UP: u64 = 512;
@@ -72,6 +73,42 @@ enum Case {
     #[value(name = "mem-4k-read")]
     #[serde(rename = "mem-4k-read")]
     MemoryRead,
+    /// A victim's frames at its full share, beside an attacker that sends frames of open connections.
+    #[value(name = "victim-legal")]
+    #[serde(rename = "victim-legal")]
+    VictimLegal,
+    /// The same beside one whose every frame opens a connection.
+    #[value(name = "victim-new-connections")]
+    #[serde(rename = "victim-new-connections")]
+    VictimNewConnections,
+    /// Beside one whose every frame is denied, each of another connection.
+    #[value(name = "victim-denied")]
+    #[serde(rename = "victim-denied")]
+    VictimDenied,
+    /// The same under as many groups, rules and named peers as there may be.
+    #[value(name = "victim-explosion")]
+    #[serde(rename = "victim-explosion")]
+    VictimExplosion,
+    /// Beside one whose every frame is rejected.
+    #[value(name = "victim-rejected")]
+    #[serde(rename = "victim-rejected")]
+    VictimRejected,
+    /// Beside one that sends TCP segments of no connection.
+    #[value(name = "victim-strays")]
+    #[serde(rename = "victim-strays")]
+    VictimStrays,
+    /// Beside one that sends fragments of ever new datagrams.
+    #[value(name = "victim-fragments")]
+    #[serde(rename = "victim-fragments")]
+    VictimFragments,
+    /// Beside one that sends to everybody.
+    #[value(name = "victim-broadcast")]
+    #[serde(rename = "victim-broadcast")]
+    VictimBroadcast,
+    /// Beside one that sends from and to ever new MACs.
+    #[value(name = "victim-macs")]
+    #[serde(rename = "victim-macs")]
+    VictimMacs,
 }
 
 /// What was done.
@@ -135,6 +172,15 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
         ),
         Case::NullRead => blk::run(blk::Store::Null, WARM_UP, operations),
         Case::MemoryRead => blk::run(blk::Store::Memory, WARM_UP, operations),
+        Case::VictimLegal => victim::run(Attack::Legal, WARM_UP, operations),
+        Case::VictimNewConnections => victim::run(Attack::NewConnections, WARM_UP, operations),
+        Case::VictimDenied => victim::run(Attack::Denied, WARM_UP, operations),
+        Case::VictimExplosion => victim::run(Attack::Explosion, WARM_UP, operations),
+        Case::VictimRejected => victim::run(Attack::Rejected, WARM_UP, operations),
+        Case::VictimStrays => victim::run(Attack::Strays, WARM_UP, operations),
+        Case::VictimFragments => victim::run(Attack::Fragments, WARM_UP, operations),
+        Case::VictimBroadcast => victim::run(Attack::Broadcast, WARM_UP, operations),
+        Case::VictimMacs => victim::run(Attack::Macs, WARM_UP, operations),
     }?;
     let nanoseconds = done.spent.as_secs_f64() * 1e9;
     let report = Report {

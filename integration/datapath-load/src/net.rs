@@ -1,6 +1,10 @@
 //! Two guests at a switch: one sends, the other receives.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use outboard_firewall::{self as firewall, Direction, EgressDefault, Policy, PortSpec, Protocol, Rule};
 use outboard_generator::{
@@ -98,6 +102,13 @@ fn measured_breath(switch: &mut Switch, calls: &mut Calls) -> bool {
     std::hint::black_box(switch).breathe(calls)
 }
 
+/// One breath: whether there was anything to do, and how long it took.
+pub fn timed_breath(switch: &mut Switch, calls: &mut Calls) -> (bool, Duration) {
+    let started = Instant::now();
+    let worked = measured_breath(switch, calls);
+    (worked, started.elapsed())
+}
+
 struct Load {
     traffic: Traffic,
     switch: Switch,
@@ -167,18 +178,16 @@ impl Load {
         let mut done = Done::default();
         while done.operations < frames {
             self.sender.send(burst);
-            let started = Instant::now();
-            measured_breath(&mut self.switch, &mut self.calls);
-            done.spent += started.elapsed();
+            done.spent += timed_breath(&mut self.switch, &mut self.calls).1;
             while self.sender.take_back()? < burst {
                 // A large frame may have been put off: its port had more than its share before.
-                let started = Instant::now();
-                if !measured_breath(&mut self.switch, &mut self.calls) {
+                let (worked, spent) = timed_breath(&mut self.switch, &mut self.calls);
+                if !worked {
                     return Err(Error::wrong(
                         "frames were sent, and the switch says that it has nothing to do",
                     ));
                 }
-                done.spent += started.elapsed();
+                done.spent += spent;
             }
             self.receiver.take(&self.sender.frames, burst)?;
             done.operations += u64::from(burst);

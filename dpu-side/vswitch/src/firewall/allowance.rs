@@ -14,15 +14,22 @@ impl<const RATE: u64, const BURST: u64> Allowance<RATE, BURST> {
     const APART_NS: u64 = 1_000_000_000 / RATE;
 
     /// May there be one more, at this time in nanoseconds?
+    #[inline]
+    pub(crate) fn may(&self, now: u64) -> bool {
+        Self::next(self.until.load(Ordering::Relaxed), now).is_some()
+    }
+
+    /// One more, if there may be.
     pub(crate) fn take(&self, now: u64) -> bool {
-        let next = |until: u64| {
-            let until = until.max(now);
-            (until - now <= (BURST - 1) * Self::APART_NS).then(|| until + Self::APART_NS)
-        };
         // A number on its own: nothing else is ordered by it.
         self.until
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |until| Self::next(until, now))
             .is_ok()
+    }
+
+    fn next(until: u64, now: u64) -> Option<u64> {
+        let until = until.max(now);
+        (until - now <= (BURST - 1) * Self::APART_NS).then(|| until + Self::APART_NS)
     }
 }
 
@@ -33,7 +40,14 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_the_rate() {
         let allowance = Allowance::<10, 3>::default();
-        let at = |now: u64| (0..5).filter(|_| allowance.take(now)).count();
+        let at = |now: u64| {
+            let taken = |_: &_| {
+                let may = allowance.may(now);
+                assert_eq!(allowance.take(now), may);
+                may
+            };
+            (0..5).filter(taken).count()
+        };
         assert_eq!(at(0), 3, "from the beginning on");
         assert_eq!(at(5_000_000_000), 3);
         assert_eq!(at(5_050_000_000), 0);

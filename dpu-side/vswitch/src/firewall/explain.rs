@@ -20,6 +20,10 @@ pub(crate) struct Said {
 impl Firewall {
     /// What traffic would be told about a packet for one port, by whom.
     pub(crate) fn explain(&self, question: &Question<'_>, datagrams: &Datagrams) -> Vec<Said> {
+        self.uncharged(|| self.explain_one(question, datagrams))
+    }
+
+    fn explain_one(&self, question: &Question<'_>, datagrams: &Datagrams) -> Vec<Said> {
         let Some(table) = self.table.as_deref() else {
             return Vec::new();
         };
@@ -125,15 +129,13 @@ impl Firewall {
 
     /// What the sender of a packet for a group would be told.
     pub(crate) fn explain_group(&self, question: &Question<'_>) -> Said {
-        self.said_of_group(
-            "egress rules",
-            self.flood(question, true).map(|allowed| allowed.and_then(|a| a.egress)),
-        )
+        let outcome = self.uncharged(|| self.flood(question, true));
+        self.said_of_group("egress rules", outcome.map(|allowed| allowed.and_then(|a| a.egress)))
     }
 
     /// What would be said of one for a receiver.
     pub(crate) fn explain_member(&self, question: &Question<'_>) -> Said {
-        let judgement = self.ask(question.tuple, question.to, Way::Ingress);
+        let judgement = self.uncharged(|| self.ask(question.tuple, question.to, Way::Ingress));
         self.said_of_group("ingress rules", judgement.map(|judgement| judgement.rule))
     }
 

@@ -21,7 +21,7 @@ pub(crate) mod reject;
 mod stage;
 pub(crate) mod tracked;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cell::Cell, collections::HashMap, sync::Arc};
 
 use outboard_conntrack::{
     Budget, Direction, EntryRef, Found, Key, Opened, Packet, Ports, Refused, Table, Tuple, Verdict,
@@ -42,8 +42,17 @@ use tracked::Pair;
 
 /// Connections that a switch has room for which was given no table.
 pub const CONNECTIONS_DEFAULT: u32 = 1 << 16;
-/// What opening a connection, or being refused one, costs beyond a frame that is of one, in frames.
-pub(crate) const SETUP_COST: usize = 2;
+/// What opening a connection costs beyond a frame that is of one, in frames: in time, as its memory is in no cache; of
+/// instructions it is half of that. What the rules are asked is charged besides, by the step.
+pub(crate) const OPENING_COST: usize = 4;
+/// What it costs to find that a packet is of no connection and opens none.
+pub(crate) const REFUSAL_COST: usize = 1;
+/// What a burst may cost before what is left of it has to wait, in frames, so that no breath takes long.
+pub(crate) const BURST_COST_MAX: usize = 512;
+/// How many steps of judgements cost as much as a frame: where rules are many, most steps wait for memory.
+const FRAME_STEPS: u32 = 16;
+/// What asking for a judgement costs beyond its steps, in steps.
+const ASK_STEPS: u32 = 10;
 /// How often a packet is looked at again whose connection went away meanwhile.
 const TRIES_MAX: usize = 3;
 /// ICMPv6 messages of neighbour discovery (RFC 4861 §4): router solicitation to redirect.
@@ -62,6 +71,8 @@ pub(crate) struct Firewall {
     commons: Arc<Commons>,
     /// Of the burst at hand.
     keys: Vec<Key>,
+    /// What was asked of the policy and not charged to anybody yet, in steps.
+    asked: Cell<u32>,
 }
 
 impl std::fmt::Debug for Firewall {
@@ -82,6 +93,7 @@ impl Firewall {
             shares: HashMap::new(),
             commons,
             keys: Vec::with_capacity(BURST_MAX),
+            asked: Cell::new(0),
         }
     }
 }
@@ -239,6 +251,26 @@ impl Firewall {
         }
     }
 
+    /// What the judgements that nobody has paid for yet cost, in frames.
+    fn due(&self) -> usize {
+        usize::try_from(self.asked.get() / FRAME_STEPS).unwrap_or(usize::MAX)
+    }
+
+    /// What the judgements since the last time cost, in frames. What is less than a frame is left for the next time.
+    pub(crate) fn take_cost(&self) -> usize {
+        let due = self.due();
+        self.asked.set(self.asked.get() % FRAME_STEPS);
+        due
+    }
+
+    /// Asks without anybody being charged.
+    fn uncharged<T>(&self, ask: impl FnOnce() -> T) -> T {
+        let before = self.asked.get();
+        let told = ask();
+        self.asked.set(before);
+        told
+    }
+
     /// What the groups of both ports say about a connection's first packet.
     fn judge(&self, tuple: &Tuple, from: &Rules, to: &Rules) -> Result<Allowed, Denial> {
         let egress = self.ask(tuple, from, Way::Egress)?;
@@ -256,7 +288,11 @@ impl Firewall {
             return Ok(Judgement::UNFILTERED);
         }
         let judgement = match port.filter.id {
-            Some(id) => self.policy.judge(id, way, &tracked::flow(tuple)),
+            Some(id) => {
+                let (judgement, steps) = self.policy.judge_for(id, way, &tracked::flow(tuple));
+                self.asked.set(self.asked.get() + steps + ASK_STEPS);
+                judgement
+            }
             None => Judgement::DEFAULT,
         };
         let reason = match (way, judgement.action, judgement.rule) {

@@ -6,7 +6,7 @@ use outboard_firewall::{Action, Direction as Way, RuleId};
 use vhost_net_dpu::{packet::Fragment, record::Record, tx::TxQueue};
 
 use super::{
-    Allowed, Denial, Firewall, Question, SETUP_COST, datagrams,
+    Allowed, BURST_COST_MAX, Denial, Firewall, OPENING_COST, Question, REFUSAL_COST, datagrams,
     datagrams::Datagrams,
     is_icmp_error,
     quoted::quoted,
@@ -106,9 +106,13 @@ impl Aim {
 }
 
 impl Firewall {
-    /// Decides about those frames of a burst whose fate is [`Fate::Ask`]. What that cost beyond the frames, in frames.
-    pub(crate) fn resolve(&mut self, burst: Burst<'_>, fates: &mut [Fate]) -> usize {
-        let Some(table) = self.table.take() else { return 0 };
+    /// Decides about those frames of a burst whose fate is [`Fate::Ask`], up to where it costs too much. How many slots of
+    /// the burst are dealt with, and what that cost beyond the frames and what was asked of the rules, in frames.
+    pub(crate) fn resolve(&mut self, burst: Burst<'_>, fates: &mut [Fate]) -> (usize, usize) {
+        let mut done = fates.len();
+        let Some(table) = self.table.take() else {
+            return (done, 0);
+        };
         let mut keys = std::mem::take(&mut self.keys);
         keys.clear();
         for (slot, (fate, record)) in fates.iter().zip(burst.tx.records()).enumerate() {
@@ -138,14 +142,19 @@ impl Firewall {
                     reject: false,
                 },
                 Known::Unsure => {
-                    let (fate, more) = self.think(&table, key, (slot, output), &burst);
+                    let (decided, more) = self.think(&table, key, (slot, output), &burst);
+                    *fate = decided;
                     cost += more;
-                    fate
+                    if cost + self.due() >= BURST_COST_MAX && on(Check::WorkCharged) {
+                        done = slot + 1;
+                        break;
+                    }
+                    continue;
                 }
             };
         }
         (self.keys, self.table) = (keys, Some(table));
-        cost
+        (done, cost)
     }
 
     /// Decides about a packet of which more has to be asked than whether its connection is known. What becomes of it, and
@@ -176,7 +185,7 @@ impl Firewall {
             Ok(None) => (Fate::Output(output), 0),
             Ok(Some(allowed)) => {
                 self.log_allowed(&allowed, tuple, burst.now);
-                (Fate::Output(output), SETUP_COST)
+                (Fate::Output(output), OPENING_COST)
             }
             Err(denial) => {
                 if let Some(entry) = denial.ends {
@@ -192,7 +201,7 @@ impl Firewall {
                     },
                     reject: denial.reject,
                 };
-                (fate, SETUP_COST)
+                (fate, REFUSAL_COST)
             }
         }
     }

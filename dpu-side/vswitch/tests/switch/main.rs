@@ -19,5 +19,6 @@ mod reasons;
 mod rig;
 mod spoofing;
 mod trace;
+mod victims;
 mod workers;
 mod workers_threads;
