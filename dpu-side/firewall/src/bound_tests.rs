@@ -174,7 +174,7 @@ fn the_bounds_are_the_documented_ones() {
 }
 
 #[test]
-fn no_rules_make_a_lookup_cost_more_than_the_bound_of_a_group() {
+fn h47_no_rules_make_a_lookup_cost_more_than_the_bound_of_a_group() {
     for (name, rules) in hostile_rule_sets() {
         let policy = policy(rules.clone());
         let most = steps(&policy, "attacker", &rules);
@@ -187,7 +187,7 @@ fn no_rules_make_a_lookup_cost_more_than_the_bound_of_a_group() {
 /// A classifier that keeps a hash table for each shape of rules (how many bits of the address and of the port they look at) asks
 /// as many tables as there are shapes, which who may write rules decides: tuple-space explosion.
 #[test]
-fn rules_of_as_many_shapes_as_possible_cost_no_more_than_others() {
+fn h47_rules_of_as_many_shapes_as_possible_cost_no_more_than_others() {
     let mut rules = Vec::new();
     let mut shapes = BTreeSet::new();
     for (port_bits, address_bits) in (0_u16..=16).flat_map(|ports| (0_u16..=32).map(move |address| (ports, address))) {
@@ -216,7 +216,7 @@ fn rules_of_as_many_shapes_as_possible_cost_no_more_than_others() {
 }
 
 #[test]
-fn a_port_with_as_many_groups_and_named_peers_as_possible_stays_within_its_bound() {
+fn h47_a_port_with_as_many_groups_and_named_peers_as_possible_stays_within_its_bound() {
     let mut random = Random(4_101_842_887_655_102_017);
     let set = |n: usize| -> Name { format!("set{n}").into() };
     let address_sets = (0..limits::PEERS_PER_PORT_MAX).map(|n| {

@@ -219,7 +219,7 @@ fn handshake(guests: &mut Filtered) {
 }
 
 #[test]
-fn p03_a_tcp_connection_begins_with_a_handshake_and_stays_in_its_window() {
+fn h50_p03_a_tcp_connection_begins_with_a_handshake_and_stays_in_its_window() {
     let mut guests = Filtered::new(web(), &[None, Some(&["web"])]);
     let ports = (40_000, 80);
     let middle = segment((1, 2), ports, ACK, (101, 501));
@@ -342,7 +342,7 @@ fn fragments(to_port: u16, id: u16) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn p03_fragments_go_where_the_first_one_went() {
+fn h45_p03_fragments_go_where_the_first_one_went() {
     let mut guests = Filtered::new(server(), &[None, Some(&["dns"])]);
     let (first, second) = fragments(53, 1);
     assert_eq!(guests.send(0, &second), Err(DropReason::FragmentWithoutFirst));
@@ -378,7 +378,7 @@ fn unreachable(from: u8, to: u8, packet: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn p03_errors_pass_if_they_are_about_a_packet_that_came_from_there() {
+fn h50_p03_errors_pass_if_they_are_about_a_packet_that_came_from_there() {
     let mut guests = Filtered::new(server(), &[Some(&["dns"]), Some(&["dns"]), Some(&["dns"])]);
     guests.set(
         [server(), vec![group("out", EgressDefault::Allow, vec![])]].concat(),
@@ -413,7 +413,7 @@ fn p03_errors_pass_if_they_are_about_a_packet_that_came_from_there() {
 }
 
 #[test]
-fn p03_a_flood_of_connections_stays_in_its_ports_share() {
+fn h48_p05_a_flood_of_connections_stays_in_its_ports_share() {
     use outboard_conntrack::{Config, Table};
     let mut guests = Filtered::new(server(), &[None, Some(&["dns"]), None]);
     let config = Config {
@@ -526,4 +526,30 @@ fn a_connection_that_nobody_uses_ends_with_its_time() {
     assert_eq!(at(1200, 1, &back), 0);
     assert_eq!(at(1201, 0, &there), 1, "and may begin again");
     assert_eq!(at(1202, 1, &back), 1);
+}
+
+#[test]
+fn h50_p03_a_network_that_is_made_knows_no_connection_of_one_that_is_gone() {
+    let (groups, of) = (server(), [None, Some(&["dns"][..])]);
+    let in_network = |guests: &mut Filtered, network: &str| {
+        guests.ports.iter_mut().for_each(|port| port.network = network.into());
+        guests.set(groups.clone(), &of);
+    };
+    let mut guests = Filtered::new(groups.clone(), &of);
+    let (question, answer) = (datagram(1, 2, (5, 53)), datagram(2, 1, (53, 5)));
+    assert_eq!(guests.send(1, &answer), Err(DropReason::EgressNoRule), "nobody asked");
+    assert_eq!(guests.send(0, &question), Ok(vec![1]));
+    assert_eq!(guests.send(1, &answer), Ok(vec![0]));
+    // The network is deleted, and others are made, one of them by the same name.
+    for network in ["red", "blue"] {
+        in_network(&mut guests, network);
+        assert_eq!(guests.send(1, &answer), Err(DropReason::EgressNoRule), "{network}");
+    }
+    assert_eq!(guests.send(0, &question), Ok(vec![1]), "legitimate traffic passes");
+    // With numbers that are given anew, the answer passes though nobody asked in that network.
+    let mut guests = Filtered::new(groups.clone(), &of);
+    assert_eq!(guests.send(0, &question), Ok(vec![1]));
+    let _off = Off::here(Check::ZoneOnce);
+    in_network(&mut guests, "red");
+    assert_eq!(guests.send(1, &answer), Ok(vec![0]), "control");
 }

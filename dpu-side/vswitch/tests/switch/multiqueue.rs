@@ -333,7 +333,7 @@ fn a_ring_that_is_given_for_two_queues_harms_its_guest_only() {
 }
 
 #[test]
-fn a_queue_beyond_the_last_pair_is_refused() {
+fn h31_h38_a_queue_beyond_the_last_pair_is_refused() {
     let mut rig = Rig::with_pairs(&[FEATURES; 2], 16);
     for index in [QUEUE_COUNT, QUEUE_COUNT + 1, u16::MAX] {
         let queue = rig.queue_resources(0, QueueKind::Rx { pair: 0 });

@@ -65,7 +65,7 @@ fn own_link_local() -> [u8; 16] {
 }
 
 #[test]
-fn p02_a_forged_mac_goes_nowhere() {
+fn h40_p02_a_forged_mac_goes_nowhere() {
     let mut rig = Rig::pair();
     let frame = udp((mac(3), mac(2)), (OWN, VICTIM), (1, 2), b"x");
     stopped(&mut rig, "another's MAC", &frame, DropReason::SpoofedMac);
@@ -74,7 +74,7 @@ fn p02_a_forged_mac_goes_nowhere() {
 }
 
 #[test]
-fn p02_a_forged_ipv4_source_goes_nowhere() {
+fn h40_p02_a_forged_ipv4_source_goes_nowhere() {
     let mut rig = Rig::pair();
     for source in [VICTIM, [10, 0, 0, 77], [127, 0, 0, 1], [255; 4], ZERO] {
         let frame = udp(macs(), (source, VICTIM), (1, 2), b"x");
@@ -88,7 +88,7 @@ fn p02_a_forged_ipv4_source_goes_nowhere() {
 }
 
 #[test]
-fn p02_a_forged_ipv6_source_goes_nowhere() {
+fn h40_p02_a_forged_ipv6_source_goes_nowhere() {
     let mut rig = Rig::pair();
     let (own, victim) = (v6(mac(1)), v6(mac(2)));
     let foreign_link_local = link_local(mac(2)).octets();
@@ -115,7 +115,7 @@ fn p02_a_forged_ipv6_source_goes_nowhere() {
 }
 
 #[test]
-fn p02_vlan_tags_and_unknown_protocols_go_nowhere() {
+fn h40_p02_vlan_tags_and_unknown_protocols_go_nowhere() {
     let mut rig = Rig::pair();
     let plain = ping(mac(1), mac(2));
     for tag in [[0x81, 0], [0x88, 0xa8], [0x91, 0]] {
@@ -134,7 +134,7 @@ fn p02_vlan_tags_and_unknown_protocols_go_nowhere() {
 }
 
 #[test]
-fn p02_forged_arp_goes_nowhere() {
+fn h40_p02_forged_arp_goes_nowhere() {
     let mut rig = Rig::pair();
     let own = (mac(1), OWN);
     let nobody = [0; 6];
@@ -193,7 +193,7 @@ fn p02_forged_arp_goes_nowhere() {
 }
 
 #[test]
-fn p02_forged_neighbour_discovery_goes_nowhere() {
+fn h40_p02_forged_neighbour_discovery_goes_nowhere() {
     let mut rig = Rig::pair();
     let (own, victim) = (v6(mac(1)), v6(mac(2)));
     let nd = |source: [u8; 16], body: &[u8]| icmpv6((mac(1), ALL_NODES_MAC), (source, ALL_NODES), 255, body);
@@ -288,7 +288,7 @@ fn p02_forged_neighbour_discovery_goes_nowhere() {
 }
 
 #[test]
-fn p02_malformed_neighbour_discovery_goes_nowhere() {
+fn h40_p02_malformed_neighbour_discovery_goes_nowhere() {
     let mut rig = Rig::pair();
     let (own, victim) = (v6(mac(1)), v6(mac(2)));
     let nd = |source: [u8; 16], hop_limit: u8, body: &[u8]| {
@@ -382,7 +382,7 @@ fn with_options(protocol: u8, destination: ([u8; 6], [u8; 4]), options: &[u8], b
 }
 
 #[test]
-fn p02_a_port_is_no_router() {
+fn h40_p02_a_port_is_no_router() {
     let mut rig = Rig::pair();
     let to = (mac(2), VICTIM);
     let gateway = [10, 0, 0, 254];
@@ -472,7 +472,7 @@ fn listener_query(source: [u8; 16]) -> Vec<u8> {
 }
 
 #[test]
-fn p02_a_query_for_group_members_comes_from_nobody_else() {
+fn h40_p02_a_query_for_group_members_comes_from_nobody_else() {
     let mut rig = Rig::pair();
     let query = [0x11, 100, 0xee, 0x9b, 0, 0, 0, 0];
     for (what, source) in [("from no address", ZERO), ("from the victim's", VICTIM)] {
@@ -500,7 +500,7 @@ fn p02_a_query_for_group_members_comes_from_nobody_else() {
 }
 
 #[test]
-fn p02_dhcp_is_neither_asked_nor_answered() {
+fn h40_p02_dhcp_is_neither_asked_nor_answered() {
     let mut rig = Rig::pair();
     let discover = udp((mac(1), BROADCAST), (ZERO, [255; 4]), (68, 67), &[1; 240]);
     stopped(&mut rig, "a client's call", &discover, DropReason::DhcpWithoutServer);
@@ -516,7 +516,7 @@ fn p02_dhcp_is_neither_asked_nor_answered() {
 }
 
 #[test]
-fn p02_a_sender_that_changes_its_frame_meanwhile_gains_nothing() {
+fn h40_p02_a_sender_that_changes_its_frame_meanwhile_gains_nothing() {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use vhost_net_dpu::header::HEADER_LEN;
@@ -551,4 +551,48 @@ fn p02_a_sender_that_changes_its_frame_meanwhile_gains_nothing() {
         stop.store(true, Ordering::Relaxed);
         assert!(delivered >= 200, "honest moments pass: {delivered} of {rounds}");
     });
+}
+
+#[test]
+fn h41_a_mac_or_a_vlan_that_a_guest_gives_itself_is_nobodys() {
+    let mut rig = Rig::new(&[FEATURES; 3]);
+    let own_choice = mac(9);
+    // What a control queue would set (virtio 1.3 §5.1.6.5): another MAC, a VLAN filter, promiscuous mode.
+    let tagged = [
+        &ping(mac(1), mac(2))[..12],
+        &[0x81, 0, 0, 7],
+        &ping(mac(1), mac(2))[12..],
+    ]
+    .concat();
+    for (frame, reason) in [
+        (
+            udp((own_choice, mac(2)), (OWN, VICTIM), (1, 2), b"x"),
+            DropReason::SpoofedMac,
+        ),
+        (tagged, DropReason::VlanTagged),
+    ] {
+        rig.alive(0, 1);
+        rig.send_plain(0, &frame);
+        rig.expect(&[sent(1, frame.len()).dropped(reason, 1), got(0, 0), got(0, 0)]);
+        {
+            let _off = Off::here(Check::SourceGuard);
+            rig.send_plain(0, &frame);
+        }
+        rig.expect(&[sent(1, frame.len()), got(1, frame.len()), got(0, 0)]);
+        assert_eq!(
+            rig.guests[1].received()[0].1,
+            frame,
+            "without the guard the attack succeeds"
+        );
+    }
+    // Nobody gets what is for that MAC, and who is not spoken to hears nothing, whatever filter its guest has set.
+    let to_it = udp((mac(2), own_choice), (VICTIM, OWN), (1, 2), b"x");
+    rig.send_plain(1, &to_it);
+    rig.expect(&[
+        got(0, 0),
+        sent(1, to_it.len()).dropped(DropReason::UnknownDestination, 1),
+        got(0, 0),
+    ]);
+    rig.alive(0, 1);
+    assert_eq!(rig.guests[2].received(), []);
 }

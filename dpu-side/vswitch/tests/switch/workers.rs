@@ -588,8 +588,8 @@ fn answers_to_rejected_packets_are_as_many_as_with_one_worker() {
             }
         }
         fleet.guests[0].pairs.iter_mut().for_each(|pair| pair.tx.publish());
-        // All at one time.
-        for _ in 0..8 {
+        // All at one time; who is rejected that often is in debt for some breaths.
+        for _ in 0..32 {
             for worker in &mut fleet.workers {
                 worker.breathe_at(1_000_000, &mut Silent);
             }

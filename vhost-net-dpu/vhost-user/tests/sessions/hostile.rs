@@ -153,7 +153,7 @@ fn h05_memory_whose_pages_may_never_come_ends_the_session() {
 }
 
 #[test]
-fn h06_queue_indices_are_checked_in_every_message() {
+fn h06_h31_h38_queue_indices_are_checked_in_every_message() {
     let driver = Driver::new(&GuestRam::new(1 << 20), 8, 0);
     let count = u32::from(QUEUE_COUNT);
     for index in [count, 255, 256, 0x1_0000, u32::MAX] {
