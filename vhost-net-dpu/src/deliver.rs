@@ -10,7 +10,7 @@ use crate::{
     FRAME_LEN_MAX, HEAD_LEN_MAX,
     checksum::complete,
     error::RxDrop,
-    header::{HEADER_LEN, NEEDS_CSUM, NetHeader},
+    header::{NEEDS_CSUM, NetHeader},
     offload::{Offload, PartialChecksum, Segmentation},
     record::Record,
     rx::{Payload, RxQueue},
@@ -40,22 +40,35 @@ pub fn forward(
     record: impl FnMut(Result<usize, RxDrop>),
 ) {
     let Some((frame, source)) = tx.source(slot) else { return };
-    forward_from(frame, source, rx, scratch, record);
+    forward_from(frame, source, (rx, None), scratch, record);
+}
+
+/// The same with a tag, if there is a VLAN id: then each packet is given with that. Lengths are told without the tag.
+pub fn forward_on(
+    tx: &TxQueue,
+    slot: usize,
+    (rx, vlan): (&mut RxQueue, Option<u16>),
+    scratch: &mut Scratch,
+    record: impl FnMut(Result<usize, RxDrop>),
+) {
+    if let Some((frame, source)) = tx.source(slot) {
+        forward_from(frame, source, (rx, vlan), scratch, record);
+    }
 }
 
 /// The same for a frame, wherever it was kept.
-#[inline(always)]
+#[inline]
 pub(crate) fn forward_from(
     frame: &Record,
     source: Source<'_>,
-    rx: &mut RxQueue,
+    (rx, vlan): (&mut RxQueue, Option<u16>),
     scratch: &mut Scratch,
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
-    if frame.is_plain() && rx.give_plain(source) {
+    if vlan.is_none() && frame.is_plain() && rx.give_plain(source) {
         return record(Ok(source.len));
     }
-    hand_over(source, &frame.offload(source.head), rx, scratch, record);
+    hand_over(source, &frame.offload(source.head), (rx, vlan), scratch, record);
 }
 
 /// A frame in its sender's memory.
@@ -64,6 +77,8 @@ pub(crate) struct Source<'a> {
     pub(crate) memory: &'a GuestMemory,
     /// The virtio header, then the frame.
     pub(crate) chain: &'a Chain,
+    /// What to add to an offset in the frame, behind its head, to have it in the chain: see [`crate::record::Record::start`].
+    pub(crate) start: usize,
     /// Its private first bytes.
     pub(crate) head: &'a [u8],
     /// Its length in bytes, without the virtio header; no less than the head's.
@@ -76,7 +91,7 @@ impl<'a> Source<'a> {
         Payload::Guest {
             memory: self.memory,
             chain: self.chain,
-            offset: HEADER_LEN + offset,
+            offset: self.start + offset,
             len,
         }
     }
@@ -87,7 +102,7 @@ impl<'a> Source<'a> {
             .0
             .get_mut(..self.len.saturating_sub(offset))
             .ok_or(RxDrop::SourceGone)?;
-        match self.chain.read_at(self.memory, (HEADER_LEN + offset) as u64, bytes) {
+        match self.chain.read_at(self.memory, (self.start + offset) as u64, bytes) {
             Ok(()) => Ok(bytes),
             Err(_) => Err(RxDrop::SourceGone),
         }
@@ -98,26 +113,29 @@ impl<'a> Source<'a> {
 fn hand_over(
     source: Source<'_>,
     offload: &Offload,
-    rx: &mut RxQueue,
+    (rx, vlan): (&mut RxQueue, Option<u16>),
     scratch: &mut Scratch,
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
     if let (Some(checksum), false) = (offload.checksum, offload.suits(rx.accepted())) {
         return match offload.segmentation {
-            Some(segmentation) => segments(source, offload, (checksum, segmentation), rx, scratch, record),
-            None => record(summed(source, checksum, rx, scratch)),
+            Some(segmentation) => segments(source, offload, (checksum, segmentation), (rx, vlan), scratch, record),
+            None => record(summed(source, checksum, (rx, vlan), scratch)),
         };
     }
     // Without a checksum to complete, a frame suits every receiver.
     let payload = source.guest(source.head.len(), source.len - source.head.len());
-    record(rx.give(offload.header, source.head, payload).map(|()| source.len));
+    record(
+        rx.give_on(vlan, offload.header, source.head, payload)
+            .map(|()| source.len),
+    );
 }
 
 /// One packet, its checksum completed.
 fn summed(
     source: Source<'_>,
     checksum: PartialChecksum,
-    rx: &mut RxQueue,
+    (rx, vlan): (&mut RxQueue, Option<u16>),
     scratch: &mut Scratch,
 ) -> Result<usize, RxDrop> {
     let mut copy = [0; HEAD_LEN_MAX];
@@ -135,7 +153,7 @@ fn summed(
         summed,
         checksum.protocol,
     );
-    rx.give(NetHeader::default(), head, Payload::Private(rest))
+    rx.give_on(vlan, NetHeader::default(), head, Payload::Private(rest))
         .map(|()| source.len)
 }
 
@@ -145,7 +163,7 @@ fn segments(
     source: Source<'_>,
     offload: &Offload,
     (checksum, segmentation): (PartialChecksum, Segmentation),
-    rx: &mut RxQueue,
+    (rx, vlan): (&mut RxQueue, Option<u16>),
     scratch: &mut Scratch,
     mut record: impl FnMut(Result<usize, RxDrop>),
 ) {
@@ -168,7 +186,7 @@ fn segments(
                 ..NetHeader::default()
             };
             let payload = source.guest(segment.payload_offset, segment.payload_len);
-            rx.give(header, segment.headers(), payload)
+            rx.give_on(vlan, header, segment.headers(), payload)
         } else {
             let start = segment.payload_offset - base;
             let payload = private.get(start..start + segment.payload_len).unwrap_or_default();
@@ -179,7 +197,7 @@ fn segments(
                 ..
             } = segment.checksum;
             complete(segment.headers_mut(), start, offset, payload, protocol);
-            rx.give(NetHeader::default(), segment.headers(), Payload::Private(payload))
+            rx.give_on(vlan, NetHeader::default(), segment.headers(), Payload::Private(payload))
         };
         let gone = outcome == Err(RxDrop::SourceGone);
         record(outcome.map(|()| len));

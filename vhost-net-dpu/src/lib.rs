@@ -48,6 +48,7 @@ pub mod record;
 pub mod rx;
 pub mod segment;
 pub mod tx;
+pub mod vlan;
 
 pub use queue::{QUEUE_COUNT, QUEUE_PAIRS_MAX, QUEUE_SIZE_MAX, Queue, QueueKind};
 

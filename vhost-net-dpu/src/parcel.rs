@@ -81,15 +81,27 @@ impl Parcel {
 
     /// Gives the frame to `rx`; `record` hears of it as in [`crate::deliver::forward`].
     #[inline]
-    pub fn forward(&mut self, rx: &mut RxQueue, scratch: &mut Scratch, mut record: impl FnMut(Result<usize, RxDrop>)) {
+    pub fn forward(&mut self, rx: &mut RxQueue, scratch: &mut Scratch, record: impl FnMut(Result<usize, RxDrop>)) {
+        self.forward_on((rx, None), scratch, record);
+    }
+
+    /// The same with a tag of this VLAN id, if there is one: see [`crate::deliver::forward_on`].
+    #[inline]
+    pub fn forward_on(
+        &mut self,
+        (rx, vlan): (&mut RxQueue, Option<u16>),
+        scratch: &mut Scratch,
+        mut record: impl FnMut(Result<usize, RxDrop>),
+    ) {
         let source = Source {
             memory: &self.memory,
             chain: &self.chain,
+            start: self.record.start(),
             head: self.head.bytes(),
             len: self.head.frame_len,
         };
         let gone = &mut self.gone;
-        forward_from(&self.record, source, rx, scratch, |outcome| {
+        forward_from(&self.record, source, (rx, vlan), scratch, |outcome| {
             *gone |= outcome == Err(RxDrop::SourceGone);
             record(outcome);
         });

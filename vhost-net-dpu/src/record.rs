@@ -6,13 +6,14 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    header::{NEEDS_CSUM, NetHeader},
+    header::{HEADER_LEN, NEEDS_CSUM, NetHeader},
     offload::{Offload, PartialChecksum, Segmentation},
     packet::{
         ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment, IP_PROTOCOL_ICMP,
         IP_PROTOCOL_ICMPV6, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP, IpAddresses, IpPacket, NetworkLayer, Packet, ParseError,
         TCP_HEADER_LEN_MIN, UDP_HEADER_LEN, parse,
     },
+    vlan::VLAN_TAG_LEN,
 };
 
 /// Where the addresses are, from the start of the frame.
@@ -90,10 +91,15 @@ pub struct Record {
     pub routed: bool,
     /// What is left to do.
     pub(crate) work: Work,
+    /// The VLAN id of the tag that was taken off, and [`TAGGED`]; else 0.
+    pub(crate) tag: u16,
     /// The header for a receiver that takes the frame as it is, but for `num_buffers`. With [`Work::InnerChecksum`] it is
     /// for us alone: it says where the checksum is.
     pub(crate) header: NetHeader,
 }
+
+/// Of [`Record::tag`]: there was one.
+const TAGGED: u16 = 0x8000;
 
 const _: () = assert!(size_of::<Record>() <= 64, "a record is one cache line");
 
@@ -131,6 +137,7 @@ impl Default for Record {
             tcp_flags: 0,
             routed: false,
             work: Work::None,
+            tag: 0,
             header: NetHeader::default(),
         }
     }
@@ -162,7 +169,7 @@ impl Record {
     /// The same for what most frames are: TCP or UDP, straight after an IPv4 header without options or IPv6's, and whole.
     /// False if the frame is anything else, or not in order.
     #[inline]
-    fn fill_plain(&mut self, head: &[u8], frame_len: usize) -> bool {
+    pub(crate) fn fill_plain(&mut self, head: &[u8], frame_len: usize) -> bool {
         // The EtherType and the first byte of what follows.
         match head.get(12..).and_then(|rest| rest.first_chunk()) {
             Some([0x08, 0x00, 0x45]) => self.fill_v4(head, frame_len),
@@ -248,6 +255,7 @@ impl Record {
         self.tcp_flags = tcp_flags;
         self.routed = false;
         self.work = Work::None;
+        self.tag = 0;
         self.header = NetHeader::default();
     }
 
@@ -309,6 +317,25 @@ impl Record {
             }
             _ => {}
         }
+    }
+
+    /// The VLAN id of the tag that was taken off the frame, which the record does not count as part of it; none if it
+    /// had no tag.
+    #[inline]
+    pub fn vlan(&self) -> Option<u16> {
+        (self.tag & TAGGED != 0).then_some(self.tag & !TAGGED)
+    }
+
+    /// Bytes of the frame's chain to be added to an offset behind its head: the virtio header, and the tag that was taken off.
+    #[inline]
+    pub fn start(&self) -> usize {
+        // 0 or 1 of them, without a branch.
+        HEADER_LEN + usize::from(self.tag >> 15) * VLAN_TAG_LEN
+    }
+
+    /// Notes that a tag was taken off.
+    pub(crate) fn set_vlan(&mut self, vlan: Option<u16>) {
+        self.tag = vlan.map_or(0, |vlan| vlan | TAGGED);
     }
 
     /// Notes what is left to do.

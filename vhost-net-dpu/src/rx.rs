@@ -11,6 +11,7 @@ use crate::{
     features::Accepted,
     header::{GSO_NONE, HEADER_LEN, NetHeader},
     queue::Queue,
+    vlan::{self, VLAN_TAG_LEN},
 };
 
 /// Buffers one frame may be spread over. A 64 KiB frame fills 43 of the 1,526 bytes that virtio 1.3 §5.1.6.3.1 has as
@@ -86,6 +87,7 @@ impl RxQueue {
         let Source {
             memory,
             chain,
+            start: offset,
             head,
             len,
         } = source;
@@ -95,7 +97,7 @@ impl RxQueue {
         let start = HEADER_LEN + head.len();
         let rest = match len.saturating_sub(head.len()) {
             0 => None,
-            rest => match chain.readable_piece(memory, start as u64, rest) {
+            rest => match chain.readable_piece(memory, (offset + head.len()) as u64, rest) {
                 None => return false,
                 some => some,
             },
@@ -112,19 +114,52 @@ impl RxQueue {
         })
     }
 
+    /// Writes a frame, with a tag of this VLAN id if there is one: see [`RxQueue::give`]. `header` and lengths are those of
+    /// the frame without it; it may be as much longer than the MTU allows (IEEE 802.3-2022 §3.2.7).
+    ///
+    /// # Errors
+    /// Why the frame is dropped.
+    pub fn give_on(
+        &mut self,
+        vlan: Option<u16>,
+        header: NetHeader,
+        head: &[u8],
+        payload: Payload<'_>,
+    ) -> Result<(), RxDrop> {
+        match vlan {
+            None => self.give(header, head, payload),
+            Some(vlan) => {
+                let mut room = [0; HEAD_LEN_MAX + VLAN_TAG_LEN];
+                let head = vlan::insert(head, vlan, &mut room);
+                self.give_with(vlan::with_tag(header), head, payload, VLAN_TAG_LEN)
+            }
+        }
+    }
+
     /// Writes a frame, `head` and then `payload`, and stages its buffers as used. Either all of it or nothing: buffers
     /// are reserved before the first byte is written, and given back if it cannot be finished.
     ///
     /// # Errors
     /// Why the frame is dropped.
     pub fn give(&mut self, header: NetHeader, head: &[u8], payload: Payload<'_>) -> Result<(), RxDrop> {
+        self.give_with(header, head, payload, 0)
+    }
+
+    /// The same, with so many bytes of a tag, which the MTU does not count.
+    fn give_with(
+        &mut self,
+        header: NetHeader,
+        head: &[u8],
+        payload: Payload<'_>,
+        tag_len: usize,
+    ) -> Result<(), RxDrop> {
         if self.queue.broken() {
             return Err(RxDrop::Broken);
         }
         let total = HEADER_LEN + head.len() + payload.len();
         // A frame that the guest segments itself is no longer than its own segments (Linux' bridge asks the same of a
         // port: `is_skb_forwardable`).
-        let long = total - HEADER_LEN > self.queue.frame_len_max;
+        let long = total - HEADER_LEN > self.queue.frame_len_max + tag_len;
         if long && header.gso_type == GSO_NONE && on(Check::FrameLength) {
             return Err(RxDrop::OverMtu);
         }

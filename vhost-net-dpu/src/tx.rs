@@ -12,9 +12,11 @@ use crate::{
     error::{StartError, TxRefusal},
     header::{HEADER_LEN, NetHeader},
     offload::{self, Sender},
+    packet::ParseError,
     parcel::Parcel,
     queue::Queue,
     record::{Class, Record},
+    vlan::{self, VLAN_TAG_LEN},
 };
 
 /// Frames that a burst has at most.
@@ -48,6 +50,8 @@ pub struct TxQueue {
     chains: Box<[Chain]>,
     /// What others have of it, if its frames may be delivered by others at all.
     lending: Option<Box<Lending>>,
+    /// The slots whose frames had a tag, a bit for each.
+    tagged: u32,
 }
 
 /// Frames of a queue that are with others, to be delivered, and the chains that have to wait for them: all that were taken
@@ -90,6 +94,8 @@ impl Lending {
     }
 }
 
+const _: () = assert!(BURST_MAX <= u32::BITS as usize);
+
 /// The virtio header and the frame's first bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head {
@@ -123,17 +129,28 @@ impl Head {
         chain.read_at(memory, 0, wanted).map_err(|_| TxRefusal::MemoryGone)
     }
 
-    /// Finds out what the frame is, and checks what its sender asks for.
+    /// Finds out what the frame is, and checks what its sender asks for. `tagged` hears of a tag, which was taken off then.
     #[inline]
-    fn inspect(&mut self, record: &mut Record, sender: Sender) -> Result<(), TxRefusal> {
+    fn inspect(
+        &mut self,
+        record: &mut Record,
+        sender: Sender,
+        (chain, memory): (&Chain, &GuestMemory),
+        tagged: impl FnOnce(),
+    ) -> Result<(), TxRefusal> {
+        if !record.fill_plain(self.bytes(), self.frame_len) {
+            self.fill_other(record, (chain, memory), tagged)?;
+        }
         let len = self.frame_len;
         let private = self.private.get_mut(..HEADER_LEN + self.len).unwrap_or_default();
         let Some((header, head)) = private.split_first_chunk_mut::<HEADER_LEN>() else {
             return Err(TxRefusal::Chain);
         };
-        record.fill(head, len)?;
-        let header = NetHeader::parse(header);
+        let mut header = NetHeader::parse(header);
         if header.asks_for_work() {
+            if record.vlan().is_some() {
+                header = vlan::without_tag(header);
+            }
             let offload = offload::check(&header, &record.packet(head), head, len, sender)?;
             record.set_offload(&offload);
         }
@@ -150,6 +167,37 @@ impl Head {
         len: 0,
         frame_len: 0,
     };
+
+    /// Finds out what a frame is that is not plain, without its tag if it has one.
+    #[inline(never)]
+    fn fill_other(
+        &mut self,
+        record: &mut Record,
+        (chain, memory): (&Chain, &GuestMemory),
+        tagged: impl FnOnce(),
+    ) -> Result<(), TxRefusal> {
+        if !vlan::is_tagged(self.bytes()) {
+            return Ok(record.fill(self.bytes(), self.frame_len)?);
+        }
+        let private = self.private.get_mut(HEADER_LEN..HEADER_LEN + self.len);
+        let Some(vlan) = vlan::strip(private.unwrap_or_default()) else {
+            return Err(ParseError::Runt(self.frame_len).into());
+        };
+        // What was not read yet makes up for the tag.
+        let (fetched, read) = (self.len - VLAN_TAG_LEN, self.len);
+        self.frame_len -= VLAN_TAG_LEN;
+        self.len = self.frame_len.min(HEAD_LEN_MAX);
+        if let Some(rest) = self.private.get_mut(HEADER_LEN + fetched..HEADER_LEN + self.len)
+            && !rest.is_empty()
+        {
+            let read = chain.read_at(memory, (HEADER_LEN + read) as u64, rest);
+            read.map_err(|_| TxRefusal::MemoryGone)?;
+        }
+        tagged();
+        let filled = record.fill(self.bytes(), self.frame_len);
+        record.set_vlan(Some(vlan));
+        Ok(filled?)
+    }
 
     /// Makes it a copy of another one, as far as that goes.
     #[inline]
@@ -184,6 +232,7 @@ impl TxQueue {
             heads: vec![Head::EMPTY; BURST_MAX].into(),
             chains: (0..BURST_MAX).map(|_| Chain::new()).collect(),
             lending: None,
+            tagged: 0,
         })
     }
 
@@ -205,21 +254,24 @@ impl TxQueue {
             frame_len_max: self.queue.frame_len_max,
         };
         let slots = chains.iter().zip(&mut *self.heads).zip(&mut *self.refusals);
-        for (((chain, head), refusal), record) in slots.zip(&mut *self.records) {
+        self.tagged = 0;
+        for (slot, (((chain, head), refusal), record)) in slots.zip(&mut *self.records).enumerate() {
             if gone {
                 *refusal = Some(TxRefusal::MemoryGone);
             } else if refusal.is_none()
-                && let Err(found) = head.inspect(record, sender)
+                && let Err(found) = head.inspect(record, sender, (chain, memory), || self.tagged |= 1 << slot)
             {
                 *refusal = Some(found);
             }
             if refusal.is_some() {
+                let vlan = record.vlan().filter(|_| self.tagged & 1 << slot != 0);
                 *record = Record {
                     // A chain has at most 4 GiB.
                     len: u32::try_from(frame_len(chain)).unwrap_or(u32::MAX),
                     class: Class::Refused,
                     ..Record::default()
                 };
+                record.set_vlan(vlan);
             }
         }
         if gone && self.held > 0 {
@@ -232,6 +284,13 @@ impl TxQueue {
     #[inline]
     pub fn records(&self) -> &[Record] {
         self.records.get(..self.held).unwrap_or_default()
+    }
+
+    /// The slots whose frames had an 802.1Q tag, a bit for each: the tags were taken off, and [`Record::vlan`] tells what
+    /// they said.
+    #[inline]
+    pub fn tagged(&self) -> u32 {
+        self.tagged
     }
 
     /// Why there is no frame to forward in a slot of the burst, if so: then its record is of [`Class::Refused`].
@@ -367,6 +426,7 @@ impl TxQueue {
         let source = Source {
             memory: self.memory(),
             chain: self.chains.get(slot)?,
+            start: record.start(),
             head: head.bytes(),
             len: head.frame_len,
         };
