@@ -18,7 +18,7 @@ use outboard_protocol::{
 };
 
 use crate::{
-    core::{Answer, Failure, Live, Outcome, withheld},
+    core::{Answer, Failure, Live, Outcome, subports, vlan, withheld},
     inventory::{AddressSetRecord, BindingRecord, CardRecord, GroupRecord, Inventory, PortRecord, VolumeRecord},
 };
 
@@ -107,6 +107,10 @@ pub fn port(inventory: &Inventory, live: &Live, port: &PortRecord) -> PortView {
     };
     let told = live.telemetry.get(&port.placement.card);
     PortView {
+        vlan: vlan(inventory, &port.spec),
+        subports: subports(inventory, &port.spec.name)
+            .map(|p| p.spec.name.clone())
+            .collect(),
         spec: port.spec.clone(),
         grant: grant(inventory, &object),
         binding: inventory.bindings.get(&object).map(|b| binding(inventory, b)),

@@ -11,7 +11,7 @@ use outboard_protocol::{
     desired::{self, DesiredState, Members, Port},
     id::Name,
 };
-use outboard_vswitch::PortPolicy;
+use outboard_vswitch::{PortPolicy, TrunkPolicy};
 
 /// How connections of ports with groups are followed.
 #[derive(Debug, Clone, Default)]
@@ -125,6 +125,10 @@ pub fn port_policy(port: &Port) -> PortPolicy {
         network: port.network.to_string(),
         mac: port.mac.0,
         addresses: port.addresses.clone(),
+        trunk: port.trunk.as_ref().map(|trunk| TrunkPolicy {
+            parent: trunk.parent.to_string(),
+            vlan: trunk.vlan,
+        }),
     }
 }
 

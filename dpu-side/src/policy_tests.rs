@@ -29,6 +29,7 @@ fn port(number: u8, network: &str, groups: Option<&[&str]>) -> Port {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, number]),
         addresses: vec![[10, 0, 0, number].into()],
         groups: groups.map(|groups| groups.iter().map(|g| name(g)).collect()),
+        trunk: None,
     }
 }
 

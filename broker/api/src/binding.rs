@@ -51,7 +51,7 @@ pub struct FunctionView {
     /// Number within the physical function.
     pub function: u16,
     /// How it reaches the guest.
-    #[schema(value_type = String, example = "vhost-user")]
+    #[schema(value_type = String, example = "vhost-user", pattern = "^(vhost-user|subport)$")]
     pub kind: FunctionKind,
     /// Which use of this slot.
     #[schema(value_type = u64)]

@@ -16,6 +16,10 @@ pub struct NetworkSpec {
     /// The addresses that its ports may have.
     #[serde(default)]
     pub subnets: Vec<Subnet>,
+    /// Its VLAN id, which subports on it have whose trunk names none. Frames of ports with a device carry no tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4094, example = 100)]
+    pub vlan: Option<u16>,
 }
 
 /// A network, and who is on it.

@@ -1,6 +1,6 @@
 //! Ports: virtio-net devices on a network.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use outboard_protocol::{
     card,
@@ -32,10 +32,36 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>, example = json!(["web"]))]
     pub groups: Option<Vec<Name>>,
-    /// The card that serves it. If left out: the only one that the topology names, or else the only one there is.
+    /// The card that serves it. If left out: a subport's parent's, else the only one that the topology names, or else the
+    /// only one there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "local")]
     pub card: Option<Name>,
+    /// Makes it a subport: it has no device of its own, and is redeemed, attached and released with its parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<TrunkSpec>,
+}
+
+/// How a subport reaches its guest: through the device of another port, in frames that carry a VLAN tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrunkSpec {
+    /// The port whose device carries the subport's frames. Frames without a tag are the parent's own.
+    #[schema(value_type = String, example = "vm1")]
+    pub parent: Name,
+    /// The VLAN id of the subport's frames there. If left out: that of the subport's network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4094, example = 100)]
+    pub vlan: Option<u16>,
+}
+
+impl fmt::Display for TrunkSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vlan {
+            Some(vlan) => write!(f, "VLAN {vlan} of {}", self.parent),
+            None => write!(f, "its network's VLAN, of {}", self.parent),
+        }
+    }
 }
 
 /// A port: what was declared and what is.
@@ -43,6 +69,13 @@ pub struct PortSpec {
 pub struct PortView {
     /// As declared, with its card filled in.
     pub spec: PortSpec,
+    /// Of a subport: the VLAN id of its frames at its parent's device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// Names of its subports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub subports: Vec<Name>,
     /// Who may have it; absent before it was first granted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantView>,

@@ -15,8 +15,9 @@ use crate::{
 pub const CARD_MESSAGE_LEN_MAX: usize = 4 << 20;
 
 /// Versions of the card protocol that this code speaks: lowest and highest. Version 2 brought security groups (see
-/// [`crate::desired::GROUPS_CARD_VERSION`]) and questions ([`crate::inquiry`]).
-pub const CARD_VERSIONS: (u16, u16) = (1, 2);
+/// [`crate::desired::GROUPS_CARD_VERSION`]) and questions ([`crate::inquiry`]), version 3 trunks (see
+/// [`crate::desired::TRUNKS_CARD_VERSION`]).
+pub const CARD_VERSIONS: (u16, u16) = (1, 3);
 
 /// DNS name in the broker's certificate: a card checks for it, whatever address it reaches the broker at.
 pub const BROKER_TLS_NAME: &str = "outboard-broker";

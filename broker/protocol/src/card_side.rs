@@ -25,6 +25,7 @@ mod host;
 mod outbox;
 mod record;
 mod resize;
+mod trunk;
 
 pub use high_water::HighWater;
 use outbox::Outbox;
@@ -388,6 +389,7 @@ impl CardCore {
 
     /// Ends what can end, binds what can be bound, and puts the effects in order.
     fn finish(&mut self, mut out: Outbox, now: Now) -> Vec<Effect> {
+        self.follow_parents(&mut out, now);
         self.drain_idle(&mut out, now);
         self.bind_granted(&mut out, now);
         if out.report {
@@ -419,7 +421,10 @@ impl CardCore {
         let held = self.held.get(object).ok_or_else(|| not_granted(object))?;
         let (next, effects) = binding::step(&held.binding, event, now)?;
         for effect in effects {
-            out.note(effect, &next, held.runtime.session);
+            // No host knows of subports.
+            if effect != binding::Effect::NotifyHost || self.desired.parent_of(object).is_none() {
+                out.note(effect, &next, held.runtime.session);
+            }
         }
         if next == held.binding {
             return Ok(());

@@ -1,12 +1,14 @@
 //! What the broker wants a card to do. Flows broker → DPU only, as one whole snapshot per revision.
 
 mod policy;
+mod trunk;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use minicbor::{Decode, Encode};
 
 pub use policy::*;
+pub use trunk::*;
 
 use crate::{
     id::{BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, Revision},
@@ -63,6 +65,9 @@ pub struct Port {
     /// Its security groups. None: it is not filtered. An empty list: it is, and no rule allows anything.
     #[n(4)]
     pub groups: Option<Vec<Name>>,
+    /// Whose device it is reached through, if it has none of its own. From version 3 of the card protocol on.
+    #[n(5)]
+    pub trunk: Option<Trunk>,
 }
 
 /// A volume and where its blocks are.
@@ -156,6 +161,11 @@ impl DesiredState {
         self.volumes.iter().find(|v| v.name == *name)
     }
 
+    /// The port of that name.
+    pub fn port(&self, name: &Name) -> Option<&Port> {
+        self.ports.iter().find(|p| p.name == *name)
+    }
+
     /// Whether it makes sense as a whole.
     ///
     /// # Errors
@@ -190,7 +200,9 @@ impl DesiredState {
                 ));
             }
         }
-        self.check_policy().or_else(malformed)
+        self.check_trunks()
+            .and_then(|()| self.check_policy())
+            .or_else(malformed)
     }
 }
 
@@ -205,6 +217,7 @@ mod tests {
             mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
             addresses: vec![],
             groups: None,
+            trunk: None,
         };
         let volume = Volume {
             name: "p".parse().unwrap(),

@@ -177,6 +177,9 @@ pub enum FunctionKind {
     /// A vhost-user device behind the shim (the direct link).
     #[n(0)]
     VhostUser,
+    /// Tagged frames on the device of another port: a subport of a trunk.
+    #[n(1)]
+    Subport,
 }
 
 /// A function of a card: the thing a port or volume is bound to. Never a MAC, a PCI address or a netdev name.

@@ -24,6 +24,16 @@ proptest! {
     }
 }
 
+#[test]
+fn control_without_the_device_check_a_host_gets_a_subport() {
+    found_without(Check::SubportDevice, Violation::GivenToWrongHost);
+}
+
+#[test]
+fn control_without_following_a_subport_outlives_its_parent() {
+    found_without(Check::SubportFollows, Violation::SubportAstray);
+}
+
 /// The violations that scripts find with one check off.
 fn found_without(check: Check, wanted: Violation) {
     let _off = Off::here(check);

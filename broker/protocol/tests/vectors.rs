@@ -11,7 +11,7 @@ use outboard_protocol::{
     codec::{decode, encode},
     desired::{
         AddressSet, Cidr, DesiredState, Direction, Egress, Ethertype, Grant, Group, Matched, Members, Peer, Port,
-        PortRange, Rule, RuleAction, Volume, VolumeBackend,
+        PortRange, Rule, RuleAction, Trunk, Volume, VolumeBackend,
     },
     id::{
         BootEpoch, BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, OperationId, Revision,
@@ -249,6 +249,7 @@ fn desired() -> DesiredState {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()],
         groups: None,
+        trunk: None,
     };
     DesiredState {
         broker_epoch: BrokerEpoch(1),
@@ -335,6 +336,7 @@ fn filtered() -> DesiredState {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, last]),
         addresses: vec![],
         groups,
+        trunk: None,
     };
     DesiredState {
         broker_epoch: BrokerEpoch(1),
@@ -362,6 +364,35 @@ fn filtered() -> DesiredState {
     }
 }
 
+/// A desired state of version 3: a port and two subports of it.
+fn trunk() -> DesiredState {
+    let port = |text, network, last, trunk: Option<u16>| Port {
+        name: name(text),
+        network: name(network),
+        mac: MacAddr([0x52, 0x54, 0, 0, 0, last]),
+        addresses: vec![],
+        groups: None,
+        trunk: trunk.map(|vlan| Trunk {
+            parent: name("vm1"),
+            vlan,
+        }),
+    };
+    let filtered = Port {
+        groups: Some(vec![]),
+        ..port("vm1-red", "red", 2, Some(4094))
+    };
+    DesiredState {
+        broker_epoch: BrokerEpoch(1),
+        revision: Revision(45),
+        ports: vec![
+            port("vm1", "blue", 1, None),
+            port("vm1-green", "green", 1, Some(7)),
+            filtered,
+        ],
+        ..DesiredState::default()
+    }
+}
+
 #[test]
 fn from_broker() {
     let certificate = vec![0x30, 0x82, 1, 0];
@@ -369,6 +400,7 @@ fn from_broker() {
     let refusal = outboard_protocol::codec::negotiate((2, 3), (1, 1)).unwrap_err();
     assert_eq!(desired().check(), Ok(()));
     assert_eq!(filtered().check(), Ok(()));
+    assert_eq!(trunk().check(), Ok(()));
     let messages = [
         ("enrolled", FromBroker::Enrolled { certificate, ca }),
         (
@@ -380,6 +412,7 @@ fn from_broker() {
         ),
         ("desired", FromBroker::Desired { state: desired() }),
         ("desired_filtered", FromBroker::Desired { state: filtered() }),
+        ("desired_trunk", FromBroker::Desired { state: trunk() }),
         ("inventory_ack", FromBroker::InventoryAck { seq: 9 }),
         ("refused", FromBroker::Refused { refusal }),
     ];

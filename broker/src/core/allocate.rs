@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use outboard_protocol::{
     binding::{Event, State},
     card::CARD_MESSAGE_LEN_MAX,
-    id::{FunctionId, FunctionKind, Generation, Name, ObjectRef, Revision},
+    id::{FunctionId, Generation, Name, ObjectRef, Revision},
 };
 
 use super::{
     Draft, Failure,
     desired::{content, desired_state},
-    policy,
+    policy, trunk,
 };
 use crate::inventory::{
     Action, BindingRecord, BrokerRecord, CardRecord, FUNCTIONS_PER_CARD_MAX, Inventory, Placement, Record, RecordKey,
@@ -28,6 +28,7 @@ const ENVELOPE_LEN_MAX: usize = 64;
 /// # Errors
 /// If a card would need more functions, or hold more, than the protocol allows.
 pub fn settle(draft: &mut Draft<'_>, now_s: u64) -> Result<(), Failure> {
+    trunk::follow_parents(draft);
     end_unwanted(draft, now_s);
     forget_released(draft);
     reserve_missing(draft, now_s)?;
@@ -134,6 +135,7 @@ fn reserve_missing(draft: &mut Draft<'_>, now_s: u64) -> Result<(), Failure> {
             .bindings
             .get(&object)
             .map_or(draft.broker.generation_floor, |b| b.generation);
+        let kind = trunk::function_kind(draft, &object);
         let binding = BindingRecord {
             object,
             host: placement.host,
@@ -142,7 +144,7 @@ fn reserve_missing(draft: &mut Draft<'_>, now_s: u64) -> Result<(), Failure> {
                 controller: 0,
                 pf: 0,
                 function,
-                kind: FunctionKind::VhostUser,
+                kind,
                 incarnation: card.incarnation,
             },
             generation: last.next(),
@@ -176,6 +178,7 @@ fn raise_revisions(draft: &mut Draft<'_>) -> Result<(), Failure> {
         }
     }
     touched.extend(policy::cards_touched(draft));
+    touched.extend(trunk::cards_touched(draft));
     for name in touched {
         let Some(card) = draft.cards.get(&name).cloned() else {
             continue;

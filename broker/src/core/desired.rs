@@ -7,7 +7,10 @@ use outboard_protocol::{
     id::{Name, ObjectKind, ObjectRef},
 };
 
-use super::policy::{policy_of, withheld};
+use super::{
+    policy::{policy_of, withheld},
+    trunk::desired_trunk,
+};
 use crate::{
     identity::sha256_hex,
     inventory::{BindingRecord, Inventory, PortRecord},
@@ -26,6 +29,7 @@ pub fn desired_state(inventory: &Inventory, card: &Name) -> DesiredState {
         mac: p.spec.mac,
         addresses: p.spec.addresses.clone(),
         groups: p.spec.groups.clone(),
+        trunk: desired_trunk(inventory, &p.spec),
     });
     let volumes = inventory
         .volumes

@@ -29,6 +29,16 @@ pub fn broken(inventory: &Inventory) -> Option<String> {
         ));
     }
     for port in inventory.ports.values() {
+        let name = &port.spec.name;
+        if let Some(trunk) = &port.spec.trunk {
+            let parent = inventory.ports.get(&trunk.parent).filter(|p| p.spec.trunk.is_none());
+            if parent.is_none_or(|parent| parent.placement.card != port.placement.card) {
+                return Some(format!(
+                    "port {name} is a subport of {}, which has no device on its card",
+                    trunk.parent
+                ));
+            }
+        }
         let named = port.spec.groups.iter().flatten();
         if let Some(group) = named.into_iter().find(|name| !inventory.groups.contains_key(*name)) {
             return Some(format!("port {} has group {group}, which is not there", port.spec.name));

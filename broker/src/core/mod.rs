@@ -17,6 +17,7 @@ mod operations;
 mod policy;
 mod report;
 mod select;
+mod trunk;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub use live::{Connection, ConnectionId, Live, Outbox, Telemetry};
 pub use operations::Outcome;
 pub use policy::withheld;
 pub use select::{current, placed};
+pub use trunk::{subports, vlan};
 
 use crate::{
     inventory::{Action, BrokerRecord, Inventory, LoadError, Record},

@@ -16,33 +16,38 @@ use outboard_protocol::{
     refusal::{Code, Refusal},
 };
 
-use super::{Answer, Draft, Failure, select::Selected};
+use super::{Answer, Draft, Failure, select::Selected, trunk};
 use crate::inventory::{Action, CardRecord, Inventory, PortRecord, Record, RecordKey};
 
 /// Why the broker does not tell a port's card of the port: it could not filter, and must not serve it unfiltered.
 pub fn withheld(inventory: &Inventory, port: &PortRecord) -> Option<Refusal> {
+    if let Some(refusal) = trunk::withheld(inventory, port) {
+        return Some(refusal);
+    }
     port.spec.groups.as_ref()?;
     let card = inventory.cards.get(&port.placement.card)?;
     (!card.knows_groups() && on(Check::FilteredPlacement)).then(|| {
         let text = format!(
             "port {} has security groups, and {}: {}",
             port.spec.name,
-            too_old(card),
+            too_old(card, "groups"),
             newer(card)
         );
         Refusal::new(Code::Unavailable, text)
     })
 }
 
-fn too_old(card: &CardRecord) -> String {
+/// That a card does not know what a port needs of it.
+pub(super) fn too_old(card: &CardRecord, what: &str) -> String {
     let version = card.version.unwrap_or_default();
     format!(
-        "card {} speaks version {version} of the card protocol, which knows none",
+        "card {} speaks version {version} of the card protocol, which knows no {what}",
         card.name
     )
 }
 
-fn newer(card: &CardRecord) -> String {
+/// What to do about it.
+pub(super) fn newer(card: &CardRecord) -> String {
     format!(
         "install the DPU's present version on card {}, or place the port elsewhere",
         card.name
@@ -51,6 +56,7 @@ fn newer(card: &CardRecord) -> String {
 
 /// Refuses to place a filtered port on a card that cannot filter.
 pub fn check_card(inventory: &Inventory, wanted: &PortSpec) -> Result<(), Failure> {
+    trunk::check_card(inventory, wanted)?;
     let card = wanted.card.as_ref().and_then(|name| inventory.cards.get(name));
     let Some(card) = card.filter(|card| wanted.groups.is_some() && !card.knows_groups()) else {
         return Ok(());
@@ -61,7 +67,7 @@ pub fn check_card(inventory: &Inventory, wanted: &PortSpec) -> Result<(), Failur
         return Ok(());
     }
     let object = format!("port {}", wanted.name);
-    let message = format!("{object} has security groups, and {}", too_old(card));
+    let message = format!("{object} has security groups, and {}", too_old(card, "groups"));
     Err(Failure::about(409, "card_too_old", object, message, newer(card)))
 }
 
@@ -228,7 +234,8 @@ pub fn delete_address_set(inventory: &Inventory, name: Name) -> Result<Selected,
 /// Most users that an error names.
 const USERS_SHOWN_MAX: usize = 5;
 
-fn unused(object: &str, users: &[String], remedy: &str) -> Result<(), Failure> {
+/// Refuses to remove what others use.
+pub(super) fn unused(object: &str, users: &[String], remedy: &str) -> Result<(), Failure> {
     if users.is_empty() {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use outboard_protocol::{
     id::{Name, ObjectKind, ObjectRef},
 };
 
-use super::{Answer, Command, Failure, Live, allocate::end, policy};
+use super::{Answer, Command, Failure, Live, allocate::end, policy, trunk};
 use crate::{
     identity::TokenRecord,
     inventory::{
@@ -94,7 +94,10 @@ pub fn select(inventory: &Inventory, live: &Live, command: Command, now_s: u64) 
             )
         }
         Command::DeleteAddressSet(name) => policy::delete_address_set(inventory, name),
-        Command::Delete(object) => Ok((remove(&object), Answer::Done)),
+        Command::Delete(object) => {
+            trunk::check_delete(inventory, &object)?;
+            Ok((remove(&object), Answer::Done))
+        }
         Command::Grant { object, host } => grant(inventory, object, host),
         Command::Revoke(object) => revoke(inventory, object),
         Command::EnrolCard {
@@ -175,7 +178,7 @@ pub fn current(inventory: &Inventory) -> Current {
 /// What is wrong with it, by itself or together with what stays.
 pub fn placed(inventory: &Inventory, current: &Current, mut wanted: Topology) -> Result<Topology, Failure> {
     let cards: Vec<Name> = inventory.cards.keys().cloned().collect();
-    wanted.place(&cards)?;
+    wanted.place(&cards, &current.topology.ports)?;
     check_limits(&wanted)?;
     let after = current.after(&wanted).topology;
     after.check()?;
@@ -260,7 +263,7 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
             placement,
         };
         if old.is_some_and(|o| o.spec != new.spec && !new.spec.grows_from(&o.spec)) {
-            actions.extend(rebind(inventory, &new.spec.name, now_s));
+            actions.extend(rebind(inventory, ObjectKind::Volume, &new.spec.name, now_s));
         }
         if old != Some(&new) {
             actions.push(Action::Put(Record::Volume(new)));
@@ -277,6 +280,10 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
             applied,
             placement,
         };
+        let parent = |port: &PortRecord| port.spec.trunk.as_ref().map(|trunk| trunk.parent.clone());
+        if old.is_some_and(|o| parent(o) != parent(&new)) {
+            actions.extend(rebind(inventory, ObjectKind::Port, &new.spec.name, now_s));
+        }
         if old != Some(&new) {
             actions.push(Action::Put(Record::Port(new)));
         }
@@ -284,11 +291,12 @@ fn put_all(inventory: &Inventory, wanted: Topology, by_apply: bool, now_s: u64) 
     actions
 }
 
-/// Ends the binding of a volume that changes, so that no host redeems a grant that was made for other blocks.
-fn rebind(inventory: &Inventory, volume: &Name, now_s: u64) -> Option<Action> {
+/// Ends the binding of a volume that changes, so that no host redeems a grant that was made for other blocks; or of a port
+/// that gets another parent, and so is reached through another device.
+fn rebind(inventory: &Inventory, kind: ObjectKind, name: &Name, now_s: u64) -> Option<Action> {
     let object = ObjectRef {
-        kind: ObjectKind::Volume,
-        name: volume.clone(),
+        kind,
+        name: name.clone(),
     };
     let binding = inventory
         .bindings
@@ -436,9 +444,10 @@ fn grant(inventory: &Inventory, object: ObjectRef, host: Option<Name>) -> Result
     let old = inventory.placement(&object).ok_or_else(|| missing(&object))?;
     let new = Placement {
         card: old.card.clone(),
-        host: host.unwrap_or_else(|| old.card.clone()),
+        host: host.unwrap_or_else(|| trunk::default_host(inventory, &object).unwrap_or(&old.card).clone()),
         granted: true,
     };
+    trunk::check_host(inventory, &object, &new.host)?;
     let actions = if *old == new {
         None
     } else {

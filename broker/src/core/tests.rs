@@ -94,6 +94,7 @@ pub(super) fn furnish(core: &mut Core) {
         Command::PutNetwork(NetworkSpec {
             name: name("blue"),
             subnets,
+            vlan: None,
         }),
     );
 }
@@ -101,6 +102,7 @@ pub(super) fn furnish(core: &mut Core) {
 pub(super) fn port_spec(number: u8) -> PortSpec {
     PortSpec {
         groups: None,
+        trunk: None,
         name: name(&format!("vm{number}")),
         network: name("blue"),
         mac: format!("52:54:00:00:00:{number:02x}").parse().unwrap(),
@@ -372,6 +374,7 @@ fn a_card_without_room_refuses_the_port_and_keeps_what_it_has() {
     topology.networks.push(NetworkSpec {
         name: name("blue"),
         subnets: vec![],
+        vlan: None,
     });
     let refused = core
         .mutate(None, Command::ApplyTopology(topology.clone()), NOW_S)

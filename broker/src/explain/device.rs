@@ -1,7 +1,7 @@
 //! What the card told of an object's device: its session, its queues.
 
 use outboard_protocol::{
-    id::{ObjectKind, ObjectRef},
+    id::{Name, ObjectKind, ObjectRef},
     inquiry::{ObjectReport, QueueReport},
 };
 
@@ -12,6 +12,18 @@ pub(super) fn look(object: &ObjectRef, report: &ObjectReport, chain: &mut Chain)
     session(object, report, chain);
     device(report, chain);
     queues(object, report, chain);
+    for note in &report.notes {
+        chain.note("card's note", note.clone());
+    }
+}
+
+/// Looks at what the card told of a subport: its parent has the session and the queues.
+pub(super) fn look_at_subport(parent: &Name, report: &ObjectReport, chain: &mut Chain) {
+    device(report, chain);
+    chain.note(
+        "queues",
+        format!("those of port {parent}: `outboard explain port {parent}` looks at them"),
+    );
     for note in &report.notes {
         chain.note("card's note", note.clone());
     }

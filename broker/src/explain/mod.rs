@@ -38,6 +38,16 @@ pub struct Facts {
     card: CardView,
     grant: Option<GrantView>,
     binding: Option<BindingView>,
+    trunk: Trunk,
+}
+
+/// What a port has to do with trunks.
+#[derive(Debug, Clone, Default)]
+struct Trunk {
+    /// Of a subport: its parent, the VLAN id there, and the state of the parent's binding.
+    parent: Option<(Name, Option<u16>, Option<State>)>,
+    /// Its subports.
+    subports: Vec<Name>,
 }
 
 /// Rules that are told one by one; what is beyond them is counted.
@@ -55,6 +65,7 @@ pub fn facts(inventory: &Inventory, live: &Live, object: &ObjectRef) -> Option<F
     let placement = inventory.placement(object)?;
     let card = views::card(live, inventory.cards.get(&placement.card)?);
     let mut rules = Vec::new();
+    let mut trunk = Trunk::default();
     let (spec, grant, binding) = match object.kind {
         ObjectKind::Port => {
             let view = views::port(inventory, live, inventory.ports.get(&object.name)?);
@@ -64,6 +75,16 @@ pub fn facts(inventory: &Inventory, live: &Live, object: &ObjectRef) -> Option<F
                 let told = view.spec.rules.iter().map(ToString::to_string);
                 rules.extend(view.rule_ids.into_iter().zip(told));
             }
+            let parent = view.spec.trunk.as_ref().map(|trunk| &trunk.parent);
+            trunk.parent = parent.map(|parent| {
+                let object = ObjectRef {
+                    kind: ObjectKind::Port,
+                    name: parent.clone(),
+                };
+                let binding = inventory.bindings.get(&object);
+                (parent.clone(), view.vlan, binding.map(|binding| binding.state))
+            });
+            trunk.subports = view.subports;
             (Spec::Port(view.spec, view.counters), view.grant, view.binding)
         }
         ObjectKind::Volume => {
@@ -78,6 +99,7 @@ pub fn facts(inventory: &Inventory, live: &Live, object: &ObjectRef) -> Option<F
         card,
         grant,
         binding,
+        trunk,
     })
 }
 
@@ -91,13 +113,17 @@ impl Facts {
     pub fn explain(self, told: Told) -> Explanation {
         let mut chain = Chain::default();
         self.record(&mut chain);
+        self.trunk(&mut chain);
         self.filtered(&mut chain);
         self.granted(&mut chain);
         self.card_state(&told, &mut chain);
         self.binding_state(&told, &mut chain);
         let (mut history, mut drops) = (Vec::new(), Vec::new());
         if let Ok(report) = &told {
-            device::look(&self.object, report, &mut chain);
+            match &self.trunk.parent {
+                Some((parent, ..)) => device::look_at_subport(parent, report, &mut chain),
+                None => device::look(&self.object, report, &mut chain),
+            }
             history = report.incidents.iter().map(incident).collect();
             drops = report.drops.iter().cloned().map(dropped).collect();
             drops.sort_by_key(|drop| std::cmp::Reverse(drop.frames));
@@ -128,6 +154,24 @@ impl Facts {
                 };
                 chain.note("record", format!("{} {access}, in {backend}", spec.size));
             }
+        }
+    }
+
+    /// Whose device carries the port, or which ports its own carries.
+    fn trunk(&self, chain: &mut Chain) {
+        if let Some((parent, vlan, _)) = &self.trunk.parent {
+            let vlan = vlan.map(|vlan| format!(" with VLAN id {vlan}")).unwrap_or_default();
+            chain.note(
+                "trunk",
+                format!("a subport: port {parent}'s device carries its frames, tagged{vlan}"),
+            );
+        }
+        if !self.trunk.subports.is_empty() {
+            let names: Vec<_> = self.trunk.subports.iter().map(ToString::to_string).collect();
+            chain.note(
+                "trunk",
+                format!("its device carries {} too, in tagged frames", names.join(", ")),
+            );
         }
     }
 
@@ -245,12 +289,14 @@ impl Facts {
         };
         match state {
             State::Active => chain.well("binding", format!("active for host {host}, generation {generation}")),
+            State::Attached if self.trunk.parent.is_some() => self.waits_for_parent(chain),
             State::Attached => chain.well("binding", format!("attached by host {host}, generation {generation}")),
             State::Reserved => chain.wrong(
                 "binding",
                 "its card has not set it up yet",
                 "ask again in a moment; if it stays so, look at the card's log",
             ),
+            State::Prepared if self.trunk.parent.is_some() => self.waits_for_parent(chain),
             State::Prepared => {
                 let text = format!("it is ready at its card, but host {host} has not asked for it");
                 let kind = self.object.kind;
@@ -271,6 +317,23 @@ impl Facts {
                 "look at what is below it (disk, network storage); restarting outboard-dpu frees it",
             ),
         }
+    }
+
+    /// A subport is attached when its parent is, and active while its parent is.
+    fn waits_for_parent(&self, chain: &mut Chain) {
+        let Some((parent, _, state)) = &self.trunk.parent else {
+            return;
+        };
+        if *state == Some(State::Active) {
+            let text = "it is ready at its card, and follows its parent in a moment";
+            return chain.wrong("binding", text, "ask again in a moment");
+        }
+        let state = state.map_or("not bound".to_owned(), |state| format!("{state:?}").to_lowercase());
+        chain.wrong(
+            "binding",
+            format!("its parent, port {parent}, is {state}"),
+            format!("outboard explain port {parent}"),
+        );
     }
 
     fn traffic(&self, chain: &mut Chain) {

@@ -40,6 +40,7 @@ fn broker() -> Facts {
             json!({"kind": "port", "name": "vm1", "host": "local", "card": "local"}),
         )),
         binding: Some(of(binding)),
+        trunk: Trunk::default(),
     }
 }
 
@@ -280,4 +281,62 @@ fn a_ports_groups_are_told_with_their_rules() {
     assert!(text(&findings, "groups").starts_with("web: what none"));
     assert_eq!(text(&findings, "rule web/ingress/0"), "ingress tcp");
     assert!(text(&findings, "rules").starts_with("3 more"));
+}
+
+/// The port as a subport of vm0, whose binding has this state.
+fn subport(parent: State) -> Facts {
+    Facts {
+        trunk: Trunk {
+            parent: Some(("vm0".parse().unwrap(), Some(100), Some(parent))),
+            subports: vec![],
+        },
+        ..broker()
+    }
+}
+
+#[test]
+fn a_subport_has_its_parents_session_and_queues() {
+    let report = ObjectReport {
+        session: false,
+        queues: vec![],
+        ..card()
+    };
+    let explained = subport(State::Active).explain(Ok(report.clone()));
+    assert!(explained.well, "{explained:?}");
+    let trunk = explained.findings.iter().find(|f| f.topic == "trunk").unwrap();
+    assert!(
+        trunk.text.contains("port vm0") && trunk.text.contains("VLAN id 100"),
+        "{trunk:?}"
+    );
+    assert!(!broker().explain(Ok(report)).well, "control: a port needs its own");
+}
+
+#[test]
+fn a_subport_that_waits_names_its_parent() {
+    for (own, parent, said) in [
+        (State::Prepared, State::Prepared, "its parent, port vm0, is prepared"),
+        (State::Attached, State::Attached, "its parent, port vm0, is attached"),
+        (State::Prepared, State::Active, "follows its parent in a moment"),
+    ] {
+        let mut facts = subport(parent);
+        facts.binding.as_mut().unwrap().state = own;
+        let mut report = card();
+        report.binding.as_mut().unwrap().state = own;
+        let explained = facts.explain(Ok(report));
+        assert!(explained.conclusion.contains(said), "{explained:?}");
+        assert!(explained.remedy.is_some());
+    }
+}
+
+#[test]
+fn a_parent_names_its_subports() {
+    let mut facts = broker();
+    facts.trunk.subports = vec!["vm1-red".parse().unwrap()];
+    let explained = facts.explain(Ok(card()));
+    assert!(
+        explained
+            .findings
+            .iter()
+            .any(|f| f.topic == "trunk" && f.text.contains("vm1-red"))
+    );
 }

@@ -6,7 +6,7 @@ use outboard_api::{
 use outboard_protocol::{
     binding::{Binding, Event, Now, State, step},
     card::Isolation,
-    desired::GROUPS_CARD_VERSION,
+    desired::{GROUPS_CARD_VERSION, TRUNKS_CARD_VERSION},
     id::{BootEpoch, BrokerEpoch, FunctionId, Generation, Incarnation, Name, ObjectRef, Revision},
     refusal::Refusal,
 };
@@ -78,6 +78,11 @@ impl CardRecord {
     /// Whether it can filter. One that was never heard of is taken to be of this version.
     pub fn knows_groups(&self) -> bool {
         self.version.is_none_or(|version| version >= GROUPS_CARD_VERSION)
+    }
+
+    /// Whether it knows subports. One that was never heard of is taken to be of this version.
+    pub fn knows_trunks(&self) -> bool {
+        self.version.is_none_or(|version| version >= TRUNKS_CARD_VERSION)
     }
 }
 

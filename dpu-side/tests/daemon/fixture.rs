@@ -57,6 +57,7 @@ pub fn desired(revision: u64, ports: u8) -> DesiredState {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, n]),
         addresses: vec![[10, 0, 0, n].into()],
         groups: None,
+        trunk: None,
     };
     DesiredState {
         broker_epoch: BrokerEpoch(1),

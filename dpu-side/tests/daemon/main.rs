@@ -16,3 +16,4 @@ mod resize;
 mod restart;
 mod revocation;
 mod traffic;
+mod trunk;

@@ -26,7 +26,7 @@ use outboard_controls::{Check, Off};
 use outboard_engine::{WorkerConfig, WorkerHandle};
 use outboard_protocol::{
     card_side::{CardCore, Input, SessionId},
-    desired::{DesiredState, VolumeBackend},
+    desired::{DesiredState, Trunk, VolumeBackend},
     id::{Generation, Incarnation, ObjectRef, OperationId},
     link::Reply,
     refusal::Code,
@@ -222,6 +222,42 @@ fn keeps_the_deadline(attempt: impl FnMut() -> Duration) {
         time <= DEADLINE
     });
     assert!(kept, "{taken:?}");
+}
+
+#[test]
+fn p08_a_subport_goes_silent_with_its_parent_and_alone_within_the_deadline() {
+    let with_subport = |revision, parent: bool, subport: bool| {
+        let mut state = desired(revision, 3).grant(port("vm2"), 1);
+        for (vm, granted) in [("vm1", parent), ("vm3", subport)] {
+            if granted {
+                state = state.grant(port(vm), 1);
+            }
+        }
+        state.ports[2].trunk = Some(Trunk {
+            parent: name("vm1"),
+            vlan: 9,
+        });
+        state
+    };
+    for parent_revoked in [true, false] {
+        let dpu = Dpu::start(with_subport(1, true, true));
+        let (mut vm1, mut vm2) = dpu.guests();
+        let there = frame(3, 2, b"from the subport");
+        let there = [&there[..12], &[0x81, 0, 0, 9], &there[12..]].concat();
+        let (back, own) = (frame(2, 3, b"to it"), frame(1, 2, b"the parent's"));
+        crate::fixture::eventually("the subport is attached with its parent", || {
+            passes(&mut vm1, &mut vm2, &there).then_some(())
+        });
+        assert!(passes(&mut vm2, &mut vm1, &back) && passes(&mut vm1, &mut vm2, &own));
+        dpu.keep_busy();
+        let taken = dpu.receive(with_subport(2, !parent_revoked, parent_revoked));
+        assert!(taken <= DEADLINE, "{taken:?}");
+        assert!(!passes(&mut vm1, &mut vm2, &there), "nothing of the subport goes out");
+        assert!(!passes(&mut vm2, &mut vm1, &back), "nothing comes in");
+        assert_eq!(passes(&mut vm1, &mut vm2, &own), !parent_revoked, "the parent's own");
+        drop((vm1, vm2));
+        dpu.stop();
+    }
 }
 
 #[test]

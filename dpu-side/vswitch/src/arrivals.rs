@@ -5,10 +5,11 @@ use outboard_ring::Signals;
 
 use crate::{
     burst::{BURST_FRAMES, touch},
-    crossing::{Crossing, Exchange, Target},
+    crossing::{Crossing, Exchange, Origin, Target},
     port::Gate,
     reason::DropReason,
     switch::Switch,
+    trunk::Carried,
 };
 
 impl Switch {
@@ -39,7 +40,13 @@ impl Switch {
         for peer in exchange.peers.iter_mut().flatten() {
             while let Ok(crossing) = peer.returns.pop() {
                 worked = true;
-                let Some(index) = self.locate(crossing.from) else {
+                if crossing.parcel.is_gone()
+                    && let Some(sender) = self.locate(crossing.from.sender)
+                    && let Some(port) = self.ports.get_mut(sender)
+                {
+                    port.tally.drop(DropReason::TxMemoryGone);
+                }
+                let Some(index) = self.locate(crossing.from.device) else {
                     debug_assert!(false, "a port is kept until its queues' frames are back");
                     continue;
                 };
@@ -69,16 +76,23 @@ impl Switch {
             && let Ok(next) = peer.arrivals.peek()
         {
             worked = true;
-            let sender = self.locate(next.from);
-            if let Some(sender) = sender.and_then(|index| self.ports.get_mut(index))
-                && !sender.may_arrive(breath, BURST_FRAMES)
+            let Origin { device, sender } = next.from;
+            // Subports share what their device may have.
+            let device = self.locate(device);
+            let sender = if next.from.is_subport() {
+                self.locate(sender)
+            } else {
+                device
+            };
+            if let Some(device) = device.and_then(|index| self.ports.get_mut(index))
+                && !device.may_arrive(breath, BURST_FRAMES)
             {
                 break;
             }
             let Some(mut crossing) = peer.take() else { break };
             let cost = crossing.targets().len() * crossing.parcel.record().packet_count();
-            if let Some(sender) = sender.and_then(|index| self.ports.get_mut(index)) {
-                sender.count_arrived(cost);
+            if let Some(device) = device.and_then(|index| self.ports.get_mut(index)) {
+                device.count_arrived(cost);
             }
             if self.captures.any() {
                 self.deliver_crossing_captured(&mut crossing, sender);
@@ -93,8 +107,14 @@ impl Switch {
     /// Gives a frame to its receivers here. It was decided about where it was taken, under the policy in force then; what has
     /// been shut since is shut all the same.
     pub(crate) fn deliver_crossing(&mut self, crossing: &mut Crossing, sender: Option<usize>) {
+        // Of a subport's frame, both may be shut.
+        let device = self.locate(crossing.from.device);
+        let shut = [sender, device].into_iter().flatten().any(|index| {
+            let port = self.ports.get(index);
+            port.is_some_and(|port| port.gate != Gate::Open)
+        });
         if let Some(port) = sender.and_then(|index| self.ports.get_mut(index))
-            && port.gate != Gate::Open
+            && shut
             && on(Check::SilenceFirst)
         {
             return port.tally.drop(DropReason::TxPortShut);
@@ -108,11 +128,33 @@ impl Switch {
                 }
                 continue;
             };
+            let (device, vlan) = match self.policy.carried(index) {
+                None => (index, None),
+                Some(Carried { parent, vlan }) => (parent.unwrap_or(usize::MAX), Some(vlan)),
+            };
             let Some(port) = self.ports.get_mut(index) else {
                 continue;
             };
-            touch(&mut self.touched, (index, &mut port.touched));
-            if !port.receive_parcel(pair, parcel, &mut self.scratch) {
+            if vlan.is_some() && port.gate != Gate::Open {
+                port.tally.drop(DropReason::PortShut);
+                continue;
+            }
+            // Out of its port, which may be the device too.
+            let mut tally = std::mem::take(&mut port.tally);
+            let lives = match self.ports.get_mut(device) {
+                Some(port) => {
+                    touch(&mut self.touched, (device, &mut port.touched));
+                    port.receive_parcel((pair, vlan), parcel, &mut self.scratch, &mut tally)
+                }
+                None => {
+                    tally.drop(DropReason::RxNotRunning);
+                    true
+                }
+            };
+            if let Some(port) = self.ports.get_mut(index) {
+                port.tally = tally;
+            }
+            if !lives {
                 break;
             }
         }

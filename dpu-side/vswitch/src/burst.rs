@@ -18,7 +18,7 @@ use vhost_net_dpu::{
 
 use crate::{
     Switch,
-    crossing::{Exchange, PortRef, Target},
+    crossing::{Exchange, Origin, Target},
     firewall::{self, Denial},
     flow::FlowHash,
     layers::{self, Destination, Ingress, Output},
@@ -26,11 +26,22 @@ use crate::{
     port::{Lane, LaneAt, Port},
     queues::Running,
     reason::DropReason,
+    trunk::{self, Carried, Run},
 };
 
 /// Frames taken from one port before it is the next one's turn. A copy of a broadcast counts as a frame, and so
 /// does each packet that a large frame may have to be cut into.
 pub const BURST_FRAMES: usize = 32;
+
+/// Where frames come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct From {
+    /// The port whose device they were taken from, and the place of the queue.
+    pub(crate) device: usize,
+    pub(crate) place: usize,
+    /// The port that sent them: the same, or one of its subports.
+    pub(crate) port: usize,
+}
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +79,10 @@ impl Fates {
     }
 }
 
-/// What the decisions about a burst came to.
+/// What the decisions about frames of a burst came to.
 #[derive(Debug, Default)]
 struct Decided {
-    /// Slots that were decided about, from the first on.
+    /// How many were decided about.
     slots: usize,
     /// Bytes of their frames.
     bytes: u64,
@@ -135,16 +146,9 @@ impl Switch {
 
     /// Frames from the transmit queue at a place, until they cost `most` or there are no more. What they cost, in frames.
     fn serve(&mut self, (index, place): (usize, usize), most: usize) -> usize {
-        let (Some(port), Some(rules)) = (self.ports.get_mut(index), self.policy.rules(index)) else {
+        let Some(Port { tx, touched, .. }) = self.ports.get_mut(index) else {
             return 0;
         };
-        let Port {
-            tx,
-            tally,
-            commons,
-            touched,
-            ..
-        } = port;
         let Some(running) = tx.at(place) else { return 0 };
         let taken = running.queue.take_burst(most);
         if taken == 0 {
@@ -153,48 +157,123 @@ impl Switch {
             }
             return 0;
         }
-        let mut decided = decide((&self.policy, rules, index), &running.queue, &mut self.fates, most);
         touch(&mut self.touched, (index, touched));
+        let untagged = running.queue.tagged() == 0;
+        let (mut done, mut cost) = (0, 0);
+        while done < taken && cost < most {
+            let mut run = Run {
+                port: index,
+                refused: None,
+                slots: taken,
+            };
+            if !untagged {
+                run = self.next_run((index, place), done);
+            }
+            let from = From {
+                device: index,
+                place,
+                port: run.port,
+            };
+            let (slots, more) = self.serve_run(from, done..done + run.slots, run.refused, most - cost);
+            done += slots;
+            cost += more;
+            if slots < run.slots {
+                break;
+            }
+        }
+        if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
+            running.queue.give_back_burst(done);
+        }
+        cost
+    }
+
+    /// Who sent the frames from a slot on, and how many of them.
+    #[cold]
+    fn next_run(&self, (device, place): (usize, usize), first: usize) -> Run {
+        let queue = self.ports.get(device).and_then(|port| port.tx.get(place));
+        let records = queue.map(|tx| tx.queue.records()).unwrap_or_default();
+        let gate = |port: usize| self.ports.get(port).map(|port| port.gate);
+        trunk::run(&self.policy, device, records.get(first..).unwrap_or_default(), gate)
+    }
+
+    /// The frames in these slots, which one port sent: how many were seen to, and what that cost, which ends it at `most`.
+    fn serve_run(
+        &mut self,
+        from: From,
+        slots: Range<usize>,
+        refused: Option<DropReason>,
+        most: usize,
+    ) -> (usize, usize) {
+        let Some(rules) = self.policy.rules(from.port) else {
+            return (0, 0);
+        };
+        // The sender's queue, and what is the sending port's own.
+        let mut other = None;
+        let device = if from.device == from.port {
+            self.ports.get_mut(from.device)
+        } else {
+            let ports = self.ports.get_disjoint_mut([from.device, from.port]);
+            ports.ok().map(|[device, port]| {
+                other = Some((&mut port.tally, &port.commons));
+                device
+            })
+        };
+        let Some(Port { tx, tally, commons, .. }) = device else {
+            return (0, 0);
+        };
+        let (tally, commons) = other.unwrap_or((tally, commons));
+        let Some(running) = tx.at(from.place) else {
+            return (0, 0);
+        };
+        let first = slots.start;
+        let mut decided = decide(
+            (&self.policy, rules, from.port),
+            &running.queue,
+            &mut self.fates,
+            (slots, refused),
+            most,
+        );
         if decided.asks {
             let burst = firewall::Burst {
                 policy: &self.policy,
                 from: rules,
-                index,
+                index: from.port,
                 tx: &running.queue,
+                first,
                 datagrams: &commons.datagrams,
                 now: self.now,
             };
-            let fates = self.fates.0.get_mut(..decided.slots).unwrap_or_default();
+            let fates = self.fates.0.get_mut(first..first + decided.slots).unwrap_or_default();
             let (done, more) = self.firewall.resolve(burst, fates);
-            decided.shorten(done, running.queue.records());
+            decided.shorten(done, running.queue.records().get(first..).unwrap_or_default());
             decided.cost += if on(Check::WorkCharged) { more } else { 0 };
         }
         let frames = decided.slots as u64;
         running.count(frames, decided.bytes);
         tally.sent(frames, decided.bytes);
+        let end = first + decided.slots;
         if self.captures.any() {
-            self.deliver_captured((index, place), decided.slots);
+            self.deliver_captured(from, first..end);
         } else {
-            self.deliver((index, place), 0..decided.slots);
-        }
-        if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
-            running.queue.give_back_burst(decided.slots);
+            self.deliver(from, first..end);
         }
         // Of frames for a group, each receiver's rules are asked when it is given its copy.
         let asked = self.firewall.take_cost();
-        decided.cost + if on(Check::WorkCharged) { asked } else { 0 }
+        let cost = decided.cost + if on(Check::WorkCharged) { asked } else { 0 };
+        (decided.slots, cost)
     }
 
     /// Gives the frames of a burst, whose fates are known, to their receivers.
-    pub(crate) fn deliver(&mut self, from: (usize, usize), slots: Range<usize>) {
+    pub(crate) fn deliver(&mut self, from: From, slots: Range<usize>) {
         let Range { start: mut slot, end } = slots;
         while let Some(fate) = self.fates.0.get(..end).and_then(|fates| fates.get(slot)).copied() {
             let run = slot + 1 + self.alike(slot + 1..end, fate);
             match fate {
-                Fate::Drop(reason) => self.count_drops(from.0, reason, run - slot),
+                Fate::Drop(reason) => self.count_drops(from.port, reason, run - slot),
                 // What nobody sends anywhere is dropped.
-                Fate::Ask(_) => self.count_drops(from.0, DropReason::UnknownDestination, run - slot),
+                Fate::Ask(_) => self.count_drops(from.port, DropReason::UnknownDestination, run - slot),
                 Fate::Output(Output::Port(receiver)) => {
+                    let to = (receiver, self.policy.carried(receiver));
                     let mut parts = Parts {
                         touched: &mut self.touched,
                         flows: &self.flows,
@@ -202,12 +281,12 @@ impl Switch {
                         exchange: self.exchange.as_deref_mut(),
                         group: false,
                     };
-                    hand_over(&mut self.ports, from, receiver, slot..run, &mut parts);
+                    hand_over(&mut self.ports, from, to, slot..run, &mut parts);
                 }
                 Fate::Refused { reason, at, reject } => {
                     self.count_drops(at, reason, run - slot);
-                    if reject && let Some(port) = self.ports.get_mut(from.0) {
-                        (slot..run).for_each(|slot| port.reply(from.1, slot, &self.flows, self.now));
+                    if reject {
+                        (slot..run).for_each(|slot| self.reply(from, slot));
                     }
                 }
                 Fate::Output(Output::Flood) => (slot..run).for_each(|slot| self.flood(from, slot)),
@@ -230,11 +309,13 @@ impl Switch {
     }
 
     /// Gives a frame to every other port of its sender's network.
-    fn flood(&mut self, from: (usize, usize), slot: usize) {
-        let Some(rules) = self.policy.rules(from.0) else { return };
+    fn flood(&mut self, from: From, slot: usize) {
+        let Some(rules) = self.policy.rules(from.port) else {
+            return;
+        };
         let filters = self.policy.filters(rules);
         for &receiver in self.policy.members(rules) {
-            if receiver == from.0 {
+            if receiver == from.port {
                 continue;
             }
             if filters && let Err(denial) = self.admit(from, slot, receiver) {
@@ -243,6 +324,7 @@ impl Switch {
                 }
                 continue;
             }
+            let to = (receiver, self.policy.carried(receiver));
             let mut parts = Parts {
                 touched: &mut self.touched,
                 flows: &self.flows,
@@ -250,7 +332,7 @@ impl Switch {
                 exchange: self.exchange.as_deref_mut(),
                 group: true,
             };
-            if !hand_over(&mut self.ports, from, receiver, slot..slot + 1, &mut parts) {
+            if !hand_over(&mut self.ports, from, to, slot..slot + 1, &mut parts) {
                 break;
             }
         }
@@ -260,8 +342,8 @@ impl Switch {
     }
 
     /// Does the firewall let a receiver get a frame for a group?
-    fn admit(&self, (index, place): (usize, usize), slot: usize, receiver: usize) -> Result<(), Denial> {
-        let tx = self.ports.get(index).and_then(|port| port.tx.get(place));
+    fn admit(&self, from: From, slot: usize, receiver: usize) -> Result<(), Denial> {
+        let tx = self.ports.get(from.device).and_then(|port| port.tx.get(from.place));
         let (Some(tx), Some(rules)) = (tx, self.policy.rules(receiver)) else {
             return Ok(());
         };
@@ -270,6 +352,21 @@ impl Switch {
                 self.firewall.admits(record, tx.queue.head_of(slot), rules)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Tells the sender of a frame that it was rejected, if an answer is due.
+    fn reply(&mut self, from: From, slot: usize) {
+        if from.device == from.port {
+            if let Some(port) = self.ports.get_mut(from.port) {
+                port.reply(from.place, slot, &self.flows, self.now);
+            }
+        } else if let Ok([device, port]) = self.ports.get_disjoint_mut([from.device, from.port]) {
+            let vlan = self.policy.carried(from.port).map(|carried| carried.vlan);
+            let answered = device.answer((from.place, slot), vlan, &self.flows, (&port.commons, self.now));
+            if let Some(len) = answered {
+                port.tally.received(1, len);
+            }
         }
     }
 
@@ -284,11 +381,20 @@ impl Switch {
     }
 }
 
-/// Asks the layers about each frame of a burst, until together they cost `most`.
-fn decide((policy, rules, port): (&PolicySet, &Rules, usize), tx: &TxQueue, fates: &mut Fates, most: usize) -> Decided {
+/// Asks the layers about each frame in these slots of a burst, until together they cost `most`. Those that are refused
+/// beforehand, for a reason that all of them have, are not asked about.
+fn decide(
+    (policy, rules, port): (&PolicySet, &Rules, usize),
+    tx: &TxQueue,
+    fates: &mut Fates,
+    (slots, refused): (Range<usize>, Option<DropReason>),
+    most: usize,
+) -> Decided {
     let mut decided = Decided::default();
     let mut last = Destination::default();
-    for ((slot, record), fate) in tx.records().iter().enumerate().zip(&mut fates.0) {
+    let records = tx.records().get(slots.clone()).unwrap_or_default();
+    let fates = fates.0.get_mut(slots.clone()).unwrap_or_default();
+    for ((slot, record), fate) in slots.zip(records).zip(fates) {
         let ingress = Ingress {
             port,
             rules,
@@ -298,9 +404,12 @@ fn decide((policy, rules, port): (&PolicySet, &Rules, usize), tx: &TxQueue, fate
         };
         let outcome = match record.class {
             Class::Refused => Err(tx.refusal(slot).map_or(DropReason::MalformedChain, Into::into)),
-            _ => layers::decide(&ingress, &mut last),
+            _ => match refused {
+                None => layers::decide(&ingress, &mut last),
+                Some(reason) => Err(reason),
+            },
         };
-        decided.slots = slot + 1;
+        decided.slots += 1;
         decided.bytes += u64::from(record.len);
         let copies = match outcome {
             Err(reason) => {
@@ -360,28 +469,31 @@ pub(crate) fn touch(touched: &mut Vec<usize>, (index, is): (usize, &mut bool)) {
 }
 
 /// What handing frames over takes.
-struct Parts<'a> {
-    touched: &'a mut Vec<usize>,
-    flows: &'a FlowHash,
-    scratch: &'a mut Scratch,
-    exchange: Option<&'a mut Exchange>,
+pub(crate) struct Parts<'a> {
+    pub(crate) touched: &'a mut Vec<usize>,
+    pub(crate) flows: &'a FlowHash,
+    pub(crate) scratch: &'a mut Scratch,
+    pub(crate) exchange: Option<&'a mut Exchange>,
     /// The frame is for a group: it goes to all its receivers in one worker together, and is sent off by [`close`].
-    group: bool,
+    pub(crate) group: bool,
 }
 
-/// Gives frames from a place of one port to another port. False if the sender's memory is gone.
+/// Gives frames of a burst to another port. False if the sender's memory is gone.
 fn hand_over(
     ports: &mut [Port],
-    (index, place): (usize, usize),
-    receiver: usize,
+    from: From,
+    (receiver, carried): (usize, Option<Carried>),
     slots: Range<usize>,
     parts: &mut Parts<'_>,
 ) -> bool {
-    let Ok([sender, port]) = ports.get_disjoint_mut([index, receiver]) else {
+    if carried.is_some() || from.device != from.port {
+        return trunk::carry(ports, from, (receiver, carried), slots, parts);
+    }
+    let Ok([sender, port]) = ports.get_disjoint_mut([from.device, receiver]) else {
         return true;
     };
-    let from = sender.reference(index);
-    let Some(running) = sender.tx.at(place) else {
+    let origin = Origin::of(sender.reference(from.device));
+    let Some(running) = sender.tx.at(from.place) else {
         return true;
     };
     touch(parts.touched, (receiver, &mut port.touched));
@@ -389,7 +501,7 @@ fn hand_over(
     if port.is_here() {
         port.receive(&running.queue, slots, parts.flows, parts.scratch, || gone += 1);
     } else {
-        gone = spread((from, running), (receiver, port), slots, parts);
+        gone = spread((origin, running), (receiver, port), slots, parts);
     }
     if gone > 0 {
         running.queue.fail_memory();
@@ -401,7 +513,7 @@ fn hand_over(
 /// The same where other workers have receive queues of the port. How many frames could not be read any more.
 #[inline(never)]
 fn spread(
-    (from, running): (PortRef, &mut Running<TxQueue>),
+    (from, running): (Origin, &mut Running<TxQueue>),
     (index, port): (usize, &mut Port),
     slots: Range<usize>,
     parts: &mut Parts<'_>,
@@ -452,10 +564,10 @@ fn spread(
 }
 
 /// Sends a frame for a group off to other workers.
-fn close(exchange: &mut Exchange, ports: &mut [Port], (index, place): (usize, usize), slot: usize) {
+fn close(exchange: &mut Exchange, ports: &mut [Port], from: From, slot: usize) {
     // Those who miss it are told after the sender's queue was seen to.
     let mut lost = Vec::new();
-    if let Some(running) = ports.get_mut(index).and_then(|port| port.tx.at(place)) {
+    if let Some(running) = ports.get_mut(from.device).and_then(|port| port.tx.at(from.place)) {
         exchange.close(running, slot, |target| lost.push(target.port.index));
     }
     for port in lost {

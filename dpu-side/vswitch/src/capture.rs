@@ -11,6 +11,9 @@
 //! Where a switch has several workers, all of them put what they see into the same capture ([`Switch::join_capture`]): frames
 //! from the guest where they are taken, and frames for it where they are given to it.
 //!
+//! Of a trunk, each port is captured by itself, and its frames are shown without their tags, as its rules see them; those whose
+//! tag belongs to no subport are the parent's.
+//!
 //! # What it doesn't implement
 //!
 //! Answers that the switch makes itself (to rejected packets), and the segments that a large frame is cut into for a
@@ -18,14 +21,20 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use outboard_ring::{Chain, GuestMemory};
-use vhost_net_dpu::{header::HEADER_LEN, record::Record};
+use vhost_net_dpu::record::Record;
 
-use crate::{burst::Fate, crossing::Crossing, reason::DropReason, switch::Switch};
+use crate::{
+    burst::{Fate, From},
+    crossing::Crossing,
+    reason::DropReason,
+    switch::Switch,
+};
 
 /// Captures that may run at a time.
 pub const CAPTURES_MAX: usize = 4;
@@ -312,7 +321,7 @@ fn copy(shot: &Shot<'_>, to: &mut [u8]) -> usize {
     if rest.is_empty() {
         return private;
     }
-    let offset = (HEADER_LEN + private) as u64;
+    let offset = (shot.record.start() + private) as u64;
     match shot.chain {
         Some(chain) if chain.read_at(shot.memory, offset, rest).is_ok() => private + rest.len(),
         _ => private,
@@ -388,17 +397,17 @@ impl Switch {
 
     /// Delivers a burst one frame at a time, and keeps those that are captured.
     #[cold]
-    pub(crate) fn deliver_captured(&mut self, from: (usize, usize), slots: usize) {
+    pub(crate) fn deliver_captured(&mut self, from: From, slots: Range<usize>) {
         // Taken out, so that they can look at the switch; nothing that is called here asks for them.
         let mut captures = std::mem::take(&mut self.captures);
         let now = Instant::now();
-        for slot in 0..slots {
+        for slot in slots {
             for open in &mut captures.open {
                 open.before = self.marks(&open.shared.port);
             }
             let fate = self.fates.get(slot);
             self.deliver(from, slot..slot + 1);
-            let tx = self.ports.get(from.0).and_then(|port| port.tx.get(from.1));
+            let tx = self.ports.get(from.device).and_then(|port| port.tx.get(from.place));
             let Some((tx, record)) = tx.and_then(|tx| Some((&tx.queue, tx.queue.records().get(slot)?))) else {
                 continue;
             };
@@ -409,7 +418,7 @@ impl Switch {
                 memory: tx.memory(),
             };
             for open in &captures.open {
-                self.look(open, Some((from.0, fate)), &shot, now);
+                self.look(open, Some((from.port, fate)), &shot, now);
             }
         }
         self.captures = captures;

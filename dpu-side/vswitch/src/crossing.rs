@@ -33,7 +33,31 @@ pub(crate) struct PortRef {
     pub(crate) number: u64,
 }
 
-/// A receive queue of a port.
+/// Where a frame comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The port whose transmit queue it was taken from.
+    pub(crate) device: PortRef,
+    /// The port that sent it: the same, or one of its subports.
+    pub(crate) sender: PortRef,
+}
+
+impl Origin {
+    /// Of a port with a device, in frames of its own.
+    pub(crate) fn of(port: PortRef) -> Self {
+        Self {
+            device: port,
+            sender: port,
+        }
+    }
+
+    /// Is it of a subport?
+    pub(crate) fn is_subport(&self) -> bool {
+        self.device != self.sender
+    }
+}
+
+/// A receive queue of a port, or of the device that carries it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Target {
     pub(crate) port: PortRef,
@@ -44,8 +68,8 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) struct Crossing {
     pub(crate) parcel: Parcel,
-    /// Whose it is: a transmit queue of this port and pair, and which of those that there were.
-    pub(crate) from: PortRef,
+    /// Whose it is: a transmit queue of this port's device and this pair, and which of those that there were.
+    pub(crate) from: Origin,
     pub(crate) pair: u16,
     pub(crate) queue: u64,
     targets: [Target; TARGETS_MAX],
@@ -57,7 +81,7 @@ impl Crossing {
     pub(crate) fn new(queue: &TxQueue) -> Self {
         Self {
             parcel: queue.parcel(),
-            from: PortRef::default(),
+            from: Origin::default(),
             pair: 0,
             queue: 0,
             targets: [Target::default(); TARGETS_MAX],
@@ -166,7 +190,7 @@ impl Exchange {
     /// Why it is dropped.
     pub(crate) fn send(
         &mut self,
-        (from, running): (PortRef, &mut Running<TxQueue>),
+        (from, running): (Origin, &mut Running<TxQueue>),
         slot: usize,
         (worker, target): (usize, Target),
     ) -> Result<(), DropReason> {
@@ -185,7 +209,7 @@ impl Exchange {
     /// for them may be known only when [`Exchange::close`] says so.
     pub(crate) fn gather(
         &mut self,
-        (from, running): (PortRef, &mut Running<TxQueue>),
+        (from, running): (Origin, &mut Running<TxQueue>),
         slot: usize,
         (worker, target): (usize, Target),
     ) -> Result<(), DropReason> {
@@ -246,7 +270,7 @@ impl Exchange {
 
 /// A crossing with the frame in a slot, if the queue has one left.
 #[inline]
-fn fill((from, running): (PortRef, &mut Running<TxQueue>), slot: usize, target: Target) -> Option<Box<Crossing>> {
+fn fill((from, running): (Origin, &mut Running<TxQueue>), slot: usize, target: Target) -> Option<Box<Crossing>> {
     let mut crossing = running.spare.pop()?;
     if !running.queue.lend(slot, &mut crossing.parcel) {
         running.spare.push(crossing);

@@ -42,9 +42,15 @@
 //! that are not filtered nothing is followed or asked, and that costs nothing. A rejected packet counts as a drop; the
 //! answer that its sender gets counts in the sender's `rx_frames`, and nobody sent it.
 //!
+//! # Trunks
+//!
+//! A port may be carried by another port's device, in frames with a VLAN tag ([`TrunkPolicy`]). It counts as any port, by the
+//! frames without their tags; the queues count for the port that has them. A tagged frame that belongs to no subport
+//! counts at the port whose guest sent it.
+//!
 //! # What it doesn't implement
 //!
-//! Address learning (ports are where their records say), VLANs, DHCP and ARP responders, multicast snooping, uplinks.
+//! Address learning (ports are where their records say), tags within tags, DHCP and ARP responders, multicast snooping, uplinks.
 //! Fragments are not put together for the firewall: later ones that overtake their first are dropped.
 #![forbid(unsafe_code)]
 
@@ -68,6 +74,7 @@ mod seed;
 mod stopping;
 mod switch;
 mod trace;
+mod trunk;
 
 pub use bell::Bell;
 pub use burst::BURST_FRAMES;
@@ -78,7 +85,7 @@ pub use connections::{ConnectionFilter, Connections, ListedConnection};
 pub use counters::{PortCounters, QueueCounters};
 pub use crossing::{Crossed, WORKERS_MAX};
 pub use firewall::CONNECTIONS_DEFAULT;
-pub use policy::{PortPolicy, link_local};
+pub use policy::{PortPolicy, TrunkPolicy, link_local};
 pub use reason::DropReason;
 pub use switch::{MovedPair, Switch};
 pub use trace::{Trace, TraceEnd, TraceStep, TraceVerdict};

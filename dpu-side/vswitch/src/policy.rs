@@ -3,13 +3,18 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use outboard_controls::{Check, on};
 use outboard_firewall::{Policy, PortId};
 use vhost_net_dpu::record::mac_number;
 
-use crate::{firewall::tracked::End, seed::Seed};
+use crate::{
+    firewall::tracked::End,
+    seed::Seed,
+    trunk::{Carried, Trunk},
+};
 
 /// A port as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +27,17 @@ pub struct PortPolicy {
     pub mac: [u8; 6],
     /// The only source addresses it may use, beside the IPv6 link-local address made from its MAC.
     pub addresses: Vec<IpAddr>,
+    /// Whose device carries its frames, if it has none of its own.
+    pub trunk: Option<TrunkPolicy>,
+}
+
+/// How a subport reaches its guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrunkPolicy {
+    /// The port with the device, by name.
+    pub parent: String,
+    /// The VLAN id of the subport's frames there.
+    pub vlan: u16,
 }
 
 /// One port's policy, as the layers ask for it.
@@ -36,6 +52,10 @@ pub struct Rules {
     pub mac: [u8; 6],
     /// The same as a number.
     pub mac_number: u64,
+    /// Of a subport: which device carries it.
+    pub carried: Option<Carried>,
+    /// Its subports, if it has any.
+    pub trunk: Option<Arc<Trunk>>,
     v4: Vec<Ipv4Addr>,
     v6: Vec<Ipv6Addr>,
 }
@@ -151,7 +171,39 @@ impl PolicySet {
             set.rules
                 .push(rules(policy, network, zones.of(&policy.network), filter));
         }
+        set.set_trunks(policies);
         set
+    }
+
+    /// Finds out which port carries which. A subport whose parent is not there is carried by nobody.
+    fn set_trunks(&mut self, policies: &[PortPolicy]) {
+        if policies.iter().all(|policy| policy.trunk.is_none()) {
+            return;
+        }
+        let devices: HashMap<&str, usize> = policies
+            .iter()
+            .enumerate()
+            .filter(|(_, policy)| policy.trunk.is_none())
+            .map(|(port, policy)| (policy.name.as_str(), port))
+            .collect();
+        let mut trunks: HashMap<usize, Trunk> = HashMap::new();
+        for (port, policy) in policies.iter().enumerate() {
+            let Some(TrunkPolicy { parent, vlan }) = &policy.trunk else {
+                continue;
+            };
+            let parent = devices.get(parent.as_str()).copied();
+            if let Some(parent) = parent {
+                trunks.entry(parent).or_default().set(*vlan, port);
+            }
+            if let Some(rules) = self.rules.get_mut(port) {
+                rules.carried = Some(Carried { parent, vlan: *vlan });
+            }
+        }
+        for (port, trunk) in trunks {
+            if let Some(rules) = self.rules.get_mut(port) {
+                rules.trunk = Some(Arc::new(trunk));
+            }
+        }
     }
 
     /// A port's policy.
@@ -179,6 +231,12 @@ impl PolicySet {
     /// Is any port in the network of `rules` filtered?
     pub fn filters(&self, rules: &Rules) -> bool {
         self.networks.get(rules.network).is_some_and(|network| network.filters)
+    }
+
+    /// Whose device carries a port, if it is a subport.
+    #[inline]
+    pub fn carried(&self, port: usize) -> Option<Carried> {
+        self.rules.get(port)?.carried
     }
 
     /// All ports'.
@@ -209,6 +267,8 @@ fn rules(policy: &PortPolicy, network: usize, zone: u32, filter: Filter) -> Rule
         filter,
         mac: policy.mac,
         mac_number: mac_number(policy.mac),
+        carried: None,
+        trunk: None,
         v4,
         v6,
     }
@@ -231,6 +291,7 @@ mod tests {
             network: network.into(),
             mac: [0x52, 0x54, 0, 0, 0, last],
             addresses,
+            trunk: None,
         }
     }
 

@@ -64,7 +64,9 @@ pub(crate) struct Port {
     pub(crate) gate: Gate,
     pub(crate) tally: Tally,
     pub(crate) tx: Queues<TxQueue>,
-    rx: Queues<RxQueue>,
+    pub(crate) rx: Queues<RxQueue>,
+    /// It is a subport: another port's device carries it.
+    carried: bool,
     /// Its queues are of a port of that name that is gone. They wait to be stopped, and nothing passes them.
     stale: bool,
     /// What the VMM told, if it did.
@@ -96,6 +98,7 @@ impl Port {
             tally: Tally::default(),
             tx: Queues::default(),
             rx: Queues::default(),
+            carried: false,
             stale: false,
             mtu: None,
             tx_turn: 0,
@@ -135,6 +138,12 @@ impl Port {
         }
     }
 
+    /// Whether another port's device carries it. Queues that it has had till then are nobody's.
+    pub(crate) fn set_carried(&mut self, carried: bool) {
+        self.stale |= carried && self.has_queues();
+        self.carried = carried;
+    }
+
     pub(crate) fn has_queues(&self) -> bool {
         !(self.tx.is_empty() && self.rx.is_empty() && self.stopping.is_empty())
     }
@@ -146,7 +155,7 @@ impl Port {
 
     /// May a session start queues?
     pub(crate) fn takes_queues(&self) -> bool {
-        self.gate != Gate::Gone && !self.stale
+        self.gate != Gate::Gone && !self.stale && !self.carried
     }
 
     /// Starts a queue, which gets this number. `shared`: other workers may deliver its frames.
@@ -207,9 +216,6 @@ impl Port {
     /// A frame of one of its transmit queues has come back. Shows the guest what that queue gives back, if it was stopped
     /// meanwhile, and then lets the queue go.
     pub(crate) fn take_back(&mut self, crossing: Box<Crossing>, signals: &mut dyn Signals) {
-        if crossing.parcel.is_gone() {
-            self.tally.drop(DropReason::TxMemoryGone);
-        }
         let is_it = |tx: &Running<TxQueue>| tx.number == crossing.queue;
         if let Some(tx) = self.tx.of_pair(crossing.pair).filter(|tx| is_it(tx)) {
             tx.queue.returned(&crossing.parcel);
@@ -405,23 +411,29 @@ impl Port {
         lives
     }
 
-    /// Gives a frame that another worker took to the receive queue of a pair. False if it could not be read any more.
-    pub(crate) fn receive_parcel(&mut self, pair: u16, parcel: &mut Parcel, scratch: &mut Scratch) -> bool {
+    /// Gives a frame that another worker took to the receive queue of a pair, with a tag if there is a VLAN id. Counts in
+    /// `tally`, which is its own or that of a subport. False if it could not be read any more.
+    pub(crate) fn receive_parcel(
+        &mut self,
+        (pair, vlan): (u16, Option<u16>),
+        parcel: &mut Parcel,
+        scratch: &mut Scratch,
+        tally: &mut Tally,
+    ) -> bool {
         if let Some(reason) = self.closed() {
-            self.tally.drop(reason);
+            tally.drop(reason);
             return true;
         }
         let Some(running) = self.rx.of_pair(pair) else {
             // It was stopped while the frame was on its way.
-            self.tally.drop(DropReason::RxNotRunning);
+            tally.drop(DropReason::RxNotRunning);
             return true;
         };
         let Running {
             queue, frames, bytes, ..
         } = running;
-        let tally = &mut self.tally;
         let mut lives = true;
-        parcel.forward(queue, scratch, |outcome| match outcome {
+        parcel.forward_on((queue, vlan), scratch, |outcome| match outcome {
             Ok(len) => tally.received_by((frames, bytes), len as u64),
             Err(RxDrop::SourceGone) => lives = false,
             Err(drop) => tally.missed(drop),
@@ -431,33 +443,43 @@ impl Port {
 
     /// Answers its guest, one of whose packets was rejected, if an answer is due: as a frame from nobody's queue.
     pub(crate) fn reply(&mut self, place: usize, slot: usize, flows: &FlowHash, now: u64) {
-        let Some(tx) = self.tx.at(place) else { return };
-        let Some(record) = tx.queue.records().get(slot) else {
-            return;
-        };
+        let commons = self.commons.clone();
+        if let Some(len) = self.answer((place, slot), None, flows, (&commons, now)) {
+            self.tally.received(1, len);
+        }
+    }
+
+    /// Answers the guest, with a tag if there is a VLAN id, if an answer is due. `commons` are those of the port that sent the
+    /// packet. The answer's length, if the guest got it.
+    pub(crate) fn answer(
+        &mut self,
+        (place, slot): (usize, usize),
+        vlan: Option<u16>,
+        flows: &FlowHash,
+        (commons, now): (&PortCommons, u64),
+    ) -> Option<u64> {
+        let tx = self.tx.at(place)?;
+        let record = tx.queue.records().get(slot)?;
         let head = tx.queue.head_of(slot);
         // What is rejected beyond what may be answered costs no answer.
-        if !self.commons.replies.may(now) {
-            return;
+        if !commons.replies.may(now) {
+            return None;
         }
-        let Some(reply) = reject::reply(record, head).filter(|_| self.commons.replies.take(now)) else {
-            return;
-        };
+        let reply = reject::reply(record, head).filter(|_| commons.replies.take(now))?;
         let place = match self.rx.len() {
             0 | 1 => 0,
             count => flows.queue(record, head, count),
         };
-        let Some(rx) = self.rx.at(place) else { return };
+        let rx = self.rx.at(place)?;
         let frame = reply.frame();
+        let len = frame.len() as u64;
         // Without buffers the answer is lost, as any frame would be; it was nobody's.
-        if rx
+        let given = rx
             .queue
-            .give(NetHeader::default(), frame, Payload::Private(&[]))
-            .is_ok()
-        {
-            rx.count(1, frame.len() as u64);
-            self.tally.received(1, frame.len() as u64);
-        }
+            .give_on(vlan, NetHeader::default(), frame, Payload::Private(&[]));
+        given.ok()?;
+        rx.count(1, len);
+        Some(len)
     }
 
     /// The MTU that was told and that the driver took.

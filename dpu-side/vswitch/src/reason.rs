@@ -50,7 +50,13 @@ drop_reasons! {
     SpoofedMac => "spoofed_mac",
         "The source MAC is not the port's.";
     VlanTagged => "vlan_tagged",
-        "The frame carries a VLAN tag: a port is in one network and sends untagged frames.";
+        "The frame carries a VLAN tag that no trunk takes off: the port has no subports, or it is a second tag, or of another kind than 802.1Q.";
+    UnknownVlan => "unknown_vlan",
+        "The VLAN id of the frame's tag is none of the port's subports': correct it in the guest, or declare the subport.";
+    PriorityTagged => "priority_tagged",
+        "The frame carries a VLAN tag with id 0, which says nothing but a priority: send it without a tag.";
+    SubportShut => "subport_shut",
+        "The guest sends on a VLAN whose subport is not granted, or whose grant was revoked.";
     UnknownEthertype => "unknown_ethertype",
         "The frame is neither ARP, IPv4 nor IPv6.";
     MalformedArp => "malformed_arp",

@@ -137,6 +137,9 @@ impl Switch {
             self.ports.push(port);
         }
         self.policy = PolicySet::compile(&policies, self.firewall.policy(), &mut self.zones);
+        for (port, rules) in self.ports.iter_mut().zip(self.policy.all()) {
+            port.set_carried(rules.carried.is_some());
+        }
         self.reindex();
         self.share();
     }
@@ -436,7 +439,12 @@ impl Switch {
 
     /// Whether the port may exchange frames; none if it is not declared.
     pub fn is_open(&self, name: &str) -> Option<bool> {
-        self.declared(name).map(|(_, port)| port.serves())
+        let (index, port) = self.declared(name)?;
+        let carries = |parent: usize| self.ports.get(parent).is_some_and(Port::serves);
+        Some(match self.policy.carried(index) {
+            None => port.serves(),
+            Some(carried) => port.gate == Gate::Open && carried.parent.is_some_and(carries),
+        })
     }
 
     /// A declared port and its index.
@@ -444,6 +452,15 @@ impl Switch {
         let index = *self.index.get(name)?;
         let port = self.ports.get(index).filter(|port| port.gate != Gate::Gone)?;
         Some((index, port))
+    }
+
+    /// The port whose device carries a port: itself, or a subport's parent.
+    pub(crate) fn device_of(&self, index: usize) -> Option<(usize, &Port)> {
+        let device = match self.policy.carried(index) {
+            None => index,
+            Some(carried) => carried.parent?,
+        };
+        Some((device, self.ports.get(device)?))
     }
 
     pub(crate) fn port_at(&self, index: usize) -> Option<&Port> {

@@ -9,6 +9,7 @@ use vhost_net_dpu::{
     frame_len_max,
     packet::{Fragment, IpAddresses},
     record::{Class, Record},
+    vlan,
 };
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     port::{Gate, Port},
     reason::DropReason,
     switch::Switch,
+    trunk,
 };
 
 /// What would become of a frame.
@@ -108,12 +110,33 @@ impl Switch {
     /// now; none if there is no such port.
     pub fn trace(&self, name: &str, frame: &[u8]) -> Option<Trace> {
         let (index, port) = self.declared(name)?;
-        let rules = self.policy().rules(index)?;
         let mut trace = Trace::default();
-        let (verdict, detail) = sending(port);
+        let Some((device, carrier)) = self.device_of(index) else {
+            let detail = "its parent is not there: nothing comes from it";
+            trace.step("port", TraceVerdict::Hold, detail);
+            return Some(trace);
+        };
+        let (verdict, detail) = sending(port, carrier);
         trace.step("port", verdict, detail);
+        // A frame that comes without a tag is the port's own, a subport's too: so its guest's kernel has it.
+        let (untagged, vlan);
+        let (index, frame) = match vlan::split(frame).filter(|_| index == device) {
+            None => (index, frame),
+            Some((id, inner)) => {
+                (vlan, untagged) = (id, inner);
+                match self.classify(&mut trace, device, vlan) {
+                    Ok(port) => (port, &untagged[..]),
+                    Err((reason, at)) => {
+                        trace.end(at, Some(reason));
+                        return Some(trace);
+                    }
+                }
+            }
+        };
+        let (port, rules) = (self.port_at(index)?, self.policy().rules(index)?);
+        let name = port.name.as_str();
         let head = frame.get(..HEAD_LEN_MAX).unwrap_or(frame);
-        let record = match parse(port, head, frame.len()) {
+        let record = match parse(carrier, head, frame.len()) {
             Ok(record) => record,
             Err(refusal) => {
                 let detail = refusal.to_string();
@@ -180,8 +203,8 @@ impl Switch {
                 return Some(trace);
             }
         }
-        for receiver in receivers.iter().filter(|receiver| **receiver != index) {
-            let (Some(receiver), Some(to)) = (self.port_at(*receiver), self.policy().rules(*receiver)) else {
+        for &receiver_index in receivers.iter().filter(|receiver| **receiver != index) {
+            let (Some(receiver), Some(to)) = (self.port_at(receiver_index), self.policy().rules(receiver_index)) else {
                 continue;
             };
             let mut dropped = None;
@@ -195,21 +218,61 @@ impl Switch {
             match dropped {
                 Some(reason) if !reason.at_receiver() => trace.end(name, Some(reason)),
                 Some(_) => trace.end(&receiver.name, dropped),
-                None => trace.end(&receiver.name, receiver.would_refuse(frame.len())),
+                None => trace.end(&receiver.name, self.would_refuse(receiver_index, frame.len())),
             }
         }
         Some(trace)
     }
+
+    /// Which subport of a port a frame with this VLAN id is of; or why it is dropped, and which port counts that.
+    fn classify(&self, trace: &mut Trace, device: usize, vlan: u16) -> Result<usize, (DropReason, &str)> {
+        let name = |port| self.port_at(port).map(|port| (port.name.as_str(), port.gate));
+        let found = match trunk::sender(self.policy(), device, vlan) {
+            Ok(port) => match name(port) {
+                Some((name, Gate::Open)) => Ok((port, name)),
+                other => Err((DropReason::SubportShut, other)),
+            },
+            Err(reason) => Err((reason, name(device))),
+        };
+        match found {
+            Ok((port, name)) => {
+                let detail = format!("VLAN {vlan} is subport {name}; its tag is off from here on");
+                trace.step("trunk", TraceVerdict::Pass, detail);
+                Ok(port)
+            }
+            Err((reason, at)) => {
+                trace.step("trunk", TraceVerdict::Drop, format!("VLAN {vlan}: {}", reason.name()));
+                Err((reason, at.map_or("", |(name, _)| name)))
+            }
+        }
+    }
+
+    /// Why a port would not get a frame of this length now.
+    fn would_refuse(&self, index: usize, frame_len: usize) -> Option<DropReason> {
+        if self.port_at(index).is_some_and(|port| port.gate != Gate::Open) {
+            return Some(DropReason::PortShut);
+        }
+        match self.device_of(index) {
+            Some((_, device)) => device.would_refuse(frame_len),
+            None => Some(DropReason::RxNotRunning),
+        }
+    }
 }
 
-/// Whether frames are taken from the port's guest at all.
-fn sending(port: &Port) -> (TraceVerdict, &'static str) {
+/// Whether frames are taken from the port's guest at all; `carrier` has its device.
+fn sending(port: &Port, carrier: &Port) -> (TraceVerdict, &'static str) {
+    if port.gate == Gate::Open && carrier.gate != Gate::Open {
+        return (
+            TraceVerdict::Hold,
+            "its parent is shut, not granted or not attached: nothing is taken from the guest",
+        );
+    }
     match port.gate {
-        Gate::Open if !port.serves() => (
+        Gate::Open if !carrier.serves() => (
             TraceVerdict::Hold,
             "the port's queues are of a former port of this name: nothing is taken from them",
         ),
-        Gate::Open if port.tx.is_empty() => (
+        Gate::Open if carrier.tx.is_empty() => (
             TraceVerdict::Hold,
             "the port is open, but its guest has started no transmit queue: it can send nothing now",
         ),

@@ -132,6 +132,12 @@ pub enum Check {
     WorkCharged,
     /// A network's number in the connection table is never used again.
     ZoneOnce,
+    /// No host has a subport: its parent's device carries it.
+    SubportDevice,
+    /// A subport's binding ends with its parent's.
+    SubportFollows,
+    /// A tagged frame belongs to a subport of the port that it came from.
+    TrunkTag,
 }
 
 const ALL: &[(Check, &str)] = &[
@@ -196,6 +202,9 @@ const ALL: &[(Check, &str)] = &[
     (Check::ModernDriver, "modern-driver"),
     (Check::WorkCharged, "work-charged"),
     (Check::ZoneOnce, "zone-once"),
+    (Check::SubportDevice, "subport-device"),
+    (Check::SubportFollows, "subport-follows"),
+    (Check::TrunkTag, "trunk-tag"),
 ];
 
 /// Is the check on? Always, unless this is a switchable build and a test turned it off.

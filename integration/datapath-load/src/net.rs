@@ -132,6 +132,7 @@ impl Load {
                 network: "blue".into(),
                 mac,
                 addresses: vec![IpAddr::V4(address)],
+                trunk: None,
             });
         let policies: Vec<PortPolicy> = policies.collect();
         match ports {

@@ -249,6 +249,7 @@ fn policy(number: u8, name: &str) -> PortPolicy {
         network: "blue".into(),
         mac: mac(number),
         addresses: vec![IpAddr::from([10, 0, 0, number])],
+        trunk: None,
     }
 }
 

@@ -6,11 +6,14 @@ use std::{
 };
 
 use outboard_protocol::{
-    desired::{ENTRIES_PER_SET_MAX, GROUPS_PER_PORT_MAX, PEERS_PER_GROUP_MAX, PEERS_PER_PORT_MAX, RULES_PER_GROUP_MAX},
+    desired::{
+        ENTRIES_PER_SET_MAX, GROUPS_PER_PORT_MAX, PEERS_PER_GROUP_MAX, PEERS_PER_PORT_MAX, RULES_PER_GROUP_MAX,
+        VLAN_IDS,
+    },
     id::{MacAddr, Name},
 };
 
-use super::{Problem, RuleFault, Topology, TopologyError, TopologyKind, TopologyObject};
+use super::{Problem, RuleFault, Topology, TopologyError, TopologyKind, TopologyObject, trunk::Trunks};
 use crate::{
     group::GroupSpec,
     network::NetworkSpec,
@@ -51,12 +54,14 @@ impl Topology {
         for group in &self.groups {
             check_group(group, &groups, &sets).map_err(about(TopologyKind::Group, &group.name))?;
         }
-        let networks = self.networks.iter().map(|n| (&n.name, n)).collect();
+        let networks: HashMap<&Name, &NetworkSpec> = self.networks.iter().map(|n| (&n.name, n)).collect();
         let mut claims = Claims::default();
+        let mut trunks = Trunks::new(&self.ports);
         for port in &self.ports {
             check_port(port, &networks)
                 .and_then(|()| check_groups(port, &groups))
                 .and_then(|()| claims.claim(port))
+                .and_then(|()| trunks.claim(port, networks.get(&port.network).copied()))
                 .map_err(about(TopologyKind::Port, &port.name))?;
         }
         Ok(())
@@ -64,6 +69,7 @@ impl Topology {
 }
 
 fn check_network(network: &NetworkSpec) -> Result<(), Problem> {
+    network.vlan.map_or(Ok(()), check_vlan)?;
     for (i, subnet) in network.subnets.iter().enumerate() {
         if let Some(other) = network.subnets[..i].iter().find(|other| other.overlaps(subnet)) {
             return Err(Problem::OverlappingSubnets(*other, *subnet));
@@ -151,6 +157,14 @@ fn check_groups(port: &PortSpec, groups: &HashMap<&Name, usize>) -> Result<(), P
         peers,
         PEERS_PER_PORT_MAX,
     )
+}
+
+/// A VLAN id that frames can have.
+pub(super) fn check_vlan(vlan: u16) -> Result<(), Problem> {
+    if VLAN_IDS.contains(&vlan) {
+        return Ok(());
+    }
+    Err(Problem::UnusableVlan(vlan))
 }
 
 /// Which port of a network has which MAC and address.

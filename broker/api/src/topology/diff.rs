@@ -128,7 +128,7 @@ impl Spec for NetworkSpec {
         &self.name
     }
     fn fields(&self) -> Vec<(&'static str, String)> {
-        vec![("subnets", join(&self.subnets))]
+        vec![("subnets", join(&self.subnets)), ("vlan", if_any(self.vlan.as_ref()))]
     }
 }
 
@@ -211,6 +211,7 @@ impl Spec for PortSpec {
                 "groups",
                 self.groups.as_deref().map_or_else(|| UNFILTERED.to_owned(), join),
             ),
+            ("trunk", if_any(self.trunk.as_ref())),
             ("card", join(self.card.as_slice())),
         ]
     }
@@ -261,9 +262,15 @@ fn join<T: Display>(values: &[T]) -> String {
     }
 }
 
+/// A value that few objects have: empty where there is none, so that it is not told of those.
+fn if_any<T: Display>(value: Option<&T>) -> String {
+    value.map(ToString::to_string).unwrap_or_default()
+}
+
 fn describe(fields: &[(&str, String)]) -> String {
     fields
         .iter()
+        .filter(|(_, value)| !value.is_empty())
         .map(|(key, value)| format!("{key} {value}"))
         .collect::<Vec<_>>()
         .join(", ")
@@ -271,8 +278,9 @@ fn describe(fields: &[(&str, String)]) -> String {
 
 fn describe_change(old: &[(&str, String)], new: &[(&str, String)]) -> String {
     let changed = old.iter().zip(new).filter(|(o, n)| o != n);
+    let shown = |value: &str| if value.is_empty() { "none" } else { value }.to_owned();
     changed
-        .map(|((key, o), (_, n))| format!("{key} {o} -> {n}"))
+        .map(|((key, o), (_, n))| format!("{key} {} -> {}", shown(o), shown(n)))
         .collect::<Vec<_>>()
         .join(", ")
 }

@@ -63,6 +63,41 @@ fn an_update_tells_what_changes() {
 }
 
 #[test]
+fn a_change_of_a_trunk_or_vlan_id_is_told() {
+    let with = |vlan: &str, trunk: &str| {
+        let network = BASE.replace("[[volume]]", &format!("{vlan}\n[[volume]]"));
+        format!("{network}[[port]]\nname = \"sub\"\nnetwork = \"blue\"\nmac = \"52:54:00:00:00:02\"\n{trunk}\n")
+    };
+    let subport = |vlan: &str| format!("trunk = {{ parent = \"vm1\"{vlan} }}");
+    let plain = with("vlan = 5", "");
+    assert_eq!(
+        lines(&diff(&applied(BASE), &topology(&with("vlan = 5", &subport(""))))),
+        [
+            "update network blue: vlan none -> 5",
+            "create port sub: network blue, mac 52:54:00:00:00:02, addresses none, groups unfiltered, trunk its network's VLAN, of \
+             vm1, card none",
+        ]
+    );
+    assert_eq!(
+        lines(&diff(
+            &applied(&plain),
+            &topology(&with("vlan = 5", &subport(", vlan = 9")))
+        )),
+        ["update port sub: trunk none -> VLAN 9 of vm1"]
+    );
+    assert_eq!(
+        lines(&diff(
+            &applied(&with("vlan = 5", &subport(", vlan = 9"))),
+            &topology(&with("", ""))
+        )),
+        [
+            "update network blue: vlan 5 -> none",
+            "update port sub: trunk VLAN 9 of vm1 -> none"
+        ]
+    );
+}
+
+#[test]
 fn what_an_apply_made_goes_ports_first_and_networks_last() {
     assert_eq!(
         lines(&diff(&applied(BASE), &Topology::default())),
@@ -164,6 +199,7 @@ fn networks() -> impl Strategy<Value = Topology> {
         let spec = |(name, third): (String, u8)| NetworkSpec {
             name: name.parse().expect("name"),
             subnets: vec![format!("10.0.{third}.0/24").parse().expect("subnet")],
+            vlan: (third == 2).then_some(200),
         };
         Topology {
             networks: networks.into_iter().map(spec).collect(),

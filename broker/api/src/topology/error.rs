@@ -2,7 +2,10 @@
 
 use std::{fmt, net::IpAddr};
 
-use outboard_protocol::id::{MacAddr, Name};
+use outboard_protocol::{
+    desired::VLAN_IDS,
+    id::{MacAddr, Name},
+};
 
 use super::{TOPOLOGY_LEN_MAX, TopologyObject};
 use crate::{group::Contradiction, subnet::Subnet, volume::SECTOR_LEN_BYTES};
@@ -84,6 +87,36 @@ pub enum Problem {
         other: Name,
         /// The network of both.
         network: Name,
+    },
+    /// A VLAN id that no frame has.
+    #[error("{0} is no VLAN id")]
+    UnusableVlan(u16),
+    /// A subport of a port that is not declared.
+    #[error("its parent, port {0}, is not declared")]
+    UnknownParent(Name),
+    /// A subport of a subport, or of itself.
+    #[error("its parent, port {0}, is a subport itself and has no device")]
+    ParentIsSubport(Name),
+    /// A subport on another card than its parent.
+    #[error("its parent, port {parent}, is on card {card}")]
+    ParentElsewhere {
+        /// The parent.
+        parent: Name,
+        /// The parent's card.
+        card: Name,
+    },
+    /// A subport without a VLAN id, on a network without one.
+    #[error("its trunk names no VLAN id, and network {0} has none to inherit")]
+    NoVlan(Name),
+    /// Two subports of one parent with one VLAN id.
+    #[error("VLAN id {vlan} is that of port {other} too, at their parent {parent}")]
+    DuplicateVlan {
+        /// The VLAN id.
+        vlan: u16,
+        /// The subport that has it first.
+        other: Name,
+        /// The parent of both.
+        parent: Name,
     },
     /// Two subnets of one network have addresses in common.
     #[error("subnets {0} and {1} overlap")]
@@ -182,6 +215,12 @@ impl TopologyError {
             Problem::AddressOutside { .. } => "address_outside_network",
             Problem::DuplicateAddress { .. } => "duplicate_address",
             Problem::OverlappingSubnets(..) => "overlapping_subnets",
+            Problem::UnusableVlan(_) => "unusable_vlan",
+            Problem::UnknownParent(_) => "unknown_parent",
+            Problem::ParentIsSubport(_) => "parent_is_subport",
+            Problem::ParentElsewhere { .. } => "parent_elsewhere",
+            Problem::NoVlan(_) => "no_vlan",
+            Problem::DuplicateVlan { .. } => "duplicate_vlan",
             Problem::UnusableSize(_) => "unusable_size",
             Problem::SharedFile { .. } => "shared_file",
             Problem::Rule {
@@ -229,6 +268,18 @@ impl TopologyError {
                 "correct the address, or add its subnet to the network's subnets".to_owned()
             }
             Problem::DuplicateAddress { .. } => "give each port of a network addresses of its own".to_owned(),
+            Problem::UnusableVlan(_) => format!(
+                "use {} to {}; frames without a VLAN are those of the parent",
+                VLAN_IDS.start(),
+                VLAN_IDS.end()
+            ),
+            Problem::UnknownParent(name) => format!("add [[port]] with name = \"{name}\", or correct the name"),
+            Problem::ParentIsSubport(_) => "name the port whose device the guest has".to_owned(),
+            Problem::ParentElsewhere { card, .. } => format!("write card = \"{card}\", or leave it out"),
+            Problem::NoVlan(name) => {
+                format!("add vlan = … to the port's trunk, or to [[network]] with name = \"{name}\"")
+            }
+            Problem::DuplicateVlan { .. } => "give each subport of a port a VLAN id of its own".to_owned(),
             Problem::OverlappingSubnets(..) => "keep the wider one, or correct the prefixes".to_owned(),
             Problem::UnusableSize(bytes) => {
                 let below = bytes / SECTOR_LEN_BYTES * SECTOR_LEN_BYTES;

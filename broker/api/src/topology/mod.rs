@@ -39,6 +39,7 @@ mod diff;
 mod error;
 mod parse;
 mod place;
+mod trunk;
 
 use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
 use serde::{Deserialize, Serialize};

@@ -12,6 +12,8 @@ use super::{Problem, TOPOLOGY_LEN_MAX, Topology, TopologyError, TopologyKind};
 
 const TOP_KEYS: &[&str] = &["network", "address_set", "group", "volume", "port"];
 
+const TRUNK_KEYS: &[&str] = &["parent", "vlan"];
+
 const RULE_KEYS: &[&str] = &[
     "direction",
     "protocol",
@@ -39,11 +41,11 @@ const LATER_BACKEND: (&str, &str) = ("nvme_tcp", "an NVMe/TCP backend");
 
 fn keys_of(kind: TopologyKind) -> &'static [&'static str] {
     match kind {
-        TopologyKind::Network => &["name", "subnets"],
+        TopologyKind::Network => &["name", "subnets", "vlan"],
         TopologyKind::Volume => &["name", "size", "backend", "read_only", "card"],
         TopologyKind::AddressSet => &["name", "addresses"],
         TopologyKind::Group => &["name", "egress", "rule"],
-        TopologyKind::Port => &["name", "network", "mac", "addresses", "groups", "card"],
+        TopologyKind::Port => &["name", "network", "mac", "addresses", "groups", "trunk", "card"],
     }
 }
 
@@ -103,6 +105,11 @@ fn sections(text: &str, document: &DeTable<'_>) -> Result<Vec<Section>, Topology
             check_keys(text, table, Some(kind), Some(&label), keys_of(kind))?;
             match kind {
                 TopologyKind::Volume => check_backend(text, table, &label)?,
+                TopologyKind::Port => {
+                    if let Some(trunk) = table.get("trunk").and_then(|trunk| trunk.get_ref().as_table()) {
+                        check_keys(text, trunk, None, Some(&label), TRUNK_KEYS)?;
+                    }
+                }
                 TopologyKind::Group => {
                     let rules = rules(text, table, &label)?;
                     sections.push(Section {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     network::NetworkSpec,
-    port::PortSpec,
+    port::{PortSpec, TrunkSpec},
     size::Size,
     subnet::Subnet,
     volume::{Backend, VolumeSpec},
@@ -439,24 +439,136 @@ fn cards_are_filled_in_where_only_one_is_possible() {
     let card = |name: &str| name.parse::<Name>().expect("name");
     let mut topology = parse(GOOD).expect("good");
     topology
-        .place(&[card("local"), card("other")])
+        .place(&[card("local"), card("other")], &[])
         .expect("the ports name one card");
     assert_eq!(topology.volumes[0].card, Some(card("local")));
 
     let unnamed = parse(&GOOD.replace("card = \"local\"\n", "")).expect("good");
     let mut topology = unnamed.clone();
-    topology.place(&[card("only")]).expect("there is one card");
+    topology.place(&[card("only")], &[]).expect("there is one card");
     assert!(topology.ports.iter().all(|p| p.card == Some(card("only"))));
 
     for (cards, code) in [(vec![], "no_card"), (vec![card("a"), card("b")], "no_card")] {
-        let error = unnamed.clone().place(&cards).expect_err("ambiguous");
+        let error = unnamed.clone().place(&cards, &[]).expect_err("ambiguous");
         assert_eq!((error.code(), error.object.as_deref()), (code, Some("volume disk1")));
     }
     let error = parse(GOOD)
         .expect("good")
-        .place(&[card("other")])
+        .place(&[card("other")], &[])
         .expect_err("unknown card");
     assert_eq!(error.code(), "unknown_card");
+}
+
+/// [`GOOD`] with a second network and a subport of vm1 on it.
+fn with_subport(trunk: &str) -> String {
+    let trunk = format!("trunk = {trunk}");
+    format!(
+        "{GOOD}\n[[network]]\nname = \"green\"\nsubnets = [\"10.0.0.0/24\"]\nvlan = 100\n\n\
+         [[port]]\nname = \"sub\"\nnetwork = \"green\"\nmac = \"52:54:00:00:00:01\"\naddresses = [\"10.0.0.1\"]\n{trunk}\n"
+    )
+}
+
+#[test]
+fn a_subport_has_its_own_vlan_id_or_its_networks() {
+    // Its MAC and address are those of its parent: they are unique within a network.
+    for (trunk, vlan) in [
+        ("{ parent = \"vm1\", vlan = 7 }", Some(7)),
+        ("{ parent = \"vm1\" }", Some(100)),
+    ] {
+        let mut topology = parse(&with_subport(trunk)).expect("good");
+        let sub = topology.ports.last().expect("three ports");
+        assert_eq!(sub.vlan(Some(&topology.networks[1])), vlan);
+        assert_eq!(topology.ports[0].vlan(Some(&topology.networks[1])), None, "no subport");
+        // Its card follows from its parent, whatever else is there.
+        topology.volumes.clear();
+        topology.ports[1].card = Some(card("other"));
+        topology.place(&[card("local"), card("other")], &[]).expect("placed");
+        assert_eq!(topology.ports.last().expect("three ports").card, Some(card("local")));
+    }
+}
+
+#[test]
+fn a_subport_of_a_placed_port_is_placed_with_it() {
+    let whole = parse(&with_subport("{ parent = \"vm1\" }")).expect("good");
+    let mut alone = Topology {
+        ports: vec![whole.ports[2].clone()],
+        ..Topology::default()
+    };
+    let cards = [card("local"), card("other")];
+    let mut unknown = alone.clone();
+    assert_eq!(unknown.place(&cards, &[]).expect_err("nobody knows").code(), "no_card");
+    alone.place(&cards, &whole.ports).expect("vm1 is known");
+    assert_eq!(alone.ports[0].card, Some(card("local")));
+}
+
+#[test]
+fn wrong_trunks_are_refused_with_object_line_and_remedy() {
+    let good = "{ parent = \"vm1\" }";
+    assert!(parse(&with_subport(good)).is_ok(), "the control is good");
+    let second = "[[port]]\nname = \"two\"\nnetwork = \"blue\"\nmac = \"52:54:00:00:00:09\"\n";
+    let cases = [
+        (
+            with_subport("{ parent = \"vm1\", vlan = 0 }"),
+            "port sub",
+            "unusable_vlan",
+        ),
+        (
+            with_subport("{ parent = \"vm1\", vlan = 4095 }"),
+            "port sub",
+            "unusable_vlan",
+        ),
+        (
+            with_subport("{ parent = \"vm1\", vlan = 70000 }"),
+            "port sub",
+            "bad_value",
+        ),
+        (with_subport("{ parent = \"vm1\", vlan = -1 }"), "port sub", "bad_value"),
+        (with_subport("{ parent = \"vm1\", vid = 3 }"), "port sub", "unknown_key"),
+        (with_subport("{ vlan = 3 }"), "port sub", "bad_value"),
+        (with_subport("3"), "port sub", "bad_value"),
+        (with_subport("{ parent = \"vm9\" }"), "port sub", "unknown_parent"),
+        (with_subport("{ parent = \"sub\" }"), "port sub", "parent_is_subport"),
+        (
+            with_subport(&format!("{good}\ncard = \"other\"")),
+            "port sub",
+            "parent_elsewhere",
+        ),
+        (
+            format!(
+                "{}\n{second}trunk = {{ parent = \"vm1\", vlan = 100 }}\n",
+                with_subport(good)
+            ),
+            "port two",
+            "duplicate_vlan",
+        ),
+        (
+            format!(
+                "{}\n{second}trunk = {{ parent = \"sub\", vlan = 3 }}\n",
+                with_subport(good)
+            ),
+            "port two",
+            "parent_is_subport",
+        ),
+        (
+            format!("{}\n{second}trunk = {{ parent = \"vm1\" }}\n", with_subport(good)),
+            "port two",
+            "no_vlan",
+        ),
+        (
+            with_subport(good).replace("vlan = 100", "vlan = 4095"),
+            "network green",
+            "unusable_vlan",
+        ),
+    ];
+    for (text, object, code) in cases {
+        let error = parse(&text).expect_err("refused");
+        assert_eq!((error.code(), error.object.as_deref()), (code, Some(object)), "{error}");
+        assert!(error.line.is_some() && !error.remedy().is_empty(), "{error}");
+    }
+}
+
+fn card(text: &str) -> Name {
+    text.parse().expect("a name")
 }
 
 fn name() -> impl Strategy<Value = Name> {
@@ -467,12 +579,16 @@ fn name() -> impl Strategy<Value = Name> {
 fn topology() -> impl Strategy<Value = Topology> {
     let names = prop::collection::btree_set(name(), 0..12);
     let volume = (1..1u64 << 30, any::<bool>(), 0..3u8, prop::option::of(name()));
-    (name(), names, prop::collection::vec((volume, any::<bool>()), 12)).prop_map(|(network, names, details)| {
+    let details = prop::collection::vec((volume, any::<bool>()), 12);
+    let vlan = prop::option::of(1..=4094u16);
+    (name(), names, details, vlan).prop_map(|(network, names, details, vlan)| {
+        let mut parent: Option<(Name, Option<Name>)> = None;
         let subnets: Vec<Subnet> = vec!["10.0.0.0/16".parse().expect("v4"), "fd00::/64".parse().expect("v6")];
         let mut topology = Topology {
             networks: vec![NetworkSpec {
                 name: network.clone(),
                 subnets,
+                vlan,
             }],
             ..Topology::default()
         };
@@ -495,12 +611,23 @@ fn topology() -> impl Strategy<Value = Topology> {
                 false => Ipv4Addr::new(10, 0, 0, i).into(),
             };
             let mac = MacAddr([0x52, 0x54, 0, 0, 0, i]);
+            // The first port is the parent of those that come with IPv6, on its card.
+            let trunk = parent.as_ref().filter(|_| v6).map(|(parent, _)| TrunkSpec {
+                parent: parent.clone(),
+                vlan: Some(u16::from(i)),
+            });
+            let card = match (&trunk, &parent) {
+                (Some(_), Some((_, card))) => card.clone(),
+                _ => card,
+            };
+            parent.get_or_insert_with(|| (name.clone(), card.clone()));
             topology.ports.push(PortSpec {
                 name,
                 network: network.clone(),
                 mac,
                 addresses: vec![address],
                 groups: None,
+                trunk,
                 card,
             });
         }

@@ -41,6 +41,9 @@ enum Verb {
         /// Addresses that its ports may have; may be given several times
         #[arg(long = "subnet", value_name = "CIDR")]
         subnets: Vec<Subnet>,
+        /// Its VLAN id, 1 to 4094: what subports on it have that name none of their own
+        #[arg(long, value_name = "ID")]
+        vlan: Option<u16>,
     },
     /// Delete a network that has no ports
     #[command(after_help = "Examples:\n  outboard network delete blue")]
@@ -63,10 +66,11 @@ pub async fn run(global: &Global, args: &NetworkArgs) -> Result<(), CliError> {
             |networks| table(networks),
         ),
         Verb::Show { name } => show(global, &client.get(&format!("/v1/networks/{name}")).await?, details),
-        Verb::Create { name, subnets } => {
+        Verb::Create { name, subnets, vlan } => {
             let spec = NetworkSpec {
                 name: name.clone(),
                 subnets: subnets.clone(),
+                vlan: *vlan,
             };
             let answer: Value = client.put(&format!("/v1/networks/{name}"), &spec).await?;
             done(global, &answer, &format!("network {name} is declared"))
@@ -83,12 +87,13 @@ fn table(networks: &[NetworkView]) -> String {
         [
             n.spec.name.to_string(),
             output::list(&n.spec.subnets),
+            output::or_dash(n.spec.vlan),
             output::list(&n.ports),
         ]
     };
     let nothing = "There are no networks. Make one with: outboard network create NAME --subnet CIDR";
     output::table(
-        ["NETWORK", "SUBNETS", "PORTS"],
+        ["NETWORK", "SUBNETS", "VLAN", "PORTS"],
         networks.iter().map(row).collect(),
         nothing,
     )
@@ -98,6 +103,7 @@ fn details(network: &NetworkView) -> String {
     output::details(vec![
         ("network", network.spec.name.to_string()),
         ("subnets", output::list(&network.spec.subnets)),
+        ("vlan", output::or_dash(network.spec.vlan)),
         ("ports", output::list(&network.ports)),
     ])
 }

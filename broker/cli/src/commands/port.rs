@@ -3,7 +3,7 @@
 use std::{net::IpAddr, str::FromStr};
 
 use clap::{Args, Subcommand};
-use outboard_api::port::{PortSpec, PortView};
+use outboard_api::port::{PortSpec, PortView, TrunkSpec};
 use outboard_protocol::id::{MacAddr, Name, NameError};
 use serde_json::Value;
 
@@ -41,8 +41,13 @@ Examples:
     #[command(after_help = "\
 The port is granted to the host of its card; 'outboard grant revoke port NAME' takes it back.
 
+With --parent it is a subport: it has no device of its own, but reaches the guest through the
+parent's, in frames that carry a VLAN tag. It is attached and released with its parent, and can be
+revoked alone.
+
 Examples:
-  outboard port create vm1 --network blue --mac 52:54:00:00:00:01 --address 10.0.0.1 --card rack7")]
+  outboard port create vm1 --network blue --mac 52:54:00:00:00:01 --address 10.0.0.1 --card rack7
+  outboard port create vm1-red --network red --mac 52:54:00:00:00:01 --parent vm1 --vlan 100")]
     Create {
         /// The port's name
         name: Name,
@@ -58,7 +63,13 @@ Examples:
         /// Its security groups, with commas between; "" for none, so that nothing passes [default: not filtered]
         #[arg(long, value_name = "GROUP,…")]
         groups: Option<GroupList>,
-        /// The card that serves it [default: the only one there is]
+        /// Make it a subport of this port
+        #[arg(long, value_name = "PORT")]
+        parent: Option<Name>,
+        /// VLAN id of a subport's frames at its parent, 1 to 4094 [default: that of its network]
+        #[arg(long, value_name = "ID", requires = "parent")]
+        vlan: Option<u16>,
+        /// The card that serves it [default: its parent's, or the only one there is]
         #[arg(long)]
         card: Option<Name>,
     },
@@ -122,6 +133,8 @@ pub async fn run(global: &Global, args: &PortArgs) -> Result<(), CliError> {
             mac,
             addresses,
             groups,
+            parent,
+            vlan,
             card,
         } => {
             let spec = PortSpec {
@@ -130,6 +143,7 @@ pub async fn run(global: &Global, args: &PortArgs) -> Result<(), CliError> {
                 network: network.clone(),
                 mac: *mac,
                 addresses: addresses.clone(),
+                trunk: parent.clone().map(|parent| TrunkSpec { parent, vlan: *vlan }),
                 card: card.clone(),
             };
             let answer: Value = client.put(&format!("/v1/ports/{name}"), &spec).await?;
@@ -162,6 +176,16 @@ fn filter(groups: Option<&[Name]>) -> String {
     }
 }
 
+/// Whose device carries a port, or which subports its own carries.
+fn trunk(port: &PortView) -> String {
+    match (&port.spec.trunk, port.vlan, port.subports.as_slice()) {
+        (Some(trunk), Some(vlan), _) => format!("VLAN {vlan} of {}", trunk.parent),
+        (Some(trunk), None, _) => trunk.to_string(),
+        (None, _, []) => "-".to_owned(),
+        (None, _, subports) => format!("carries {}", output::list(subports)),
+    }
+}
+
 /// The table of all ports.
 pub fn table(ports: &[PortView]) -> String {
     let row = |p: &PortView| {
@@ -172,6 +196,7 @@ pub fn table(ports: &[PortView]) -> String {
             p.spec.mac.to_string(),
             output::list(&p.spec.addresses),
             filter(p.spec.groups.as_deref()),
+            trunk(p),
             output::or_dash(p.spec.card.as_ref()),
             binding_state(p.binding.as_ref(), p.grant.as_ref()),
             output::or_dash(counters.map(|c| c.tx_frames)),
@@ -185,6 +210,7 @@ pub fn table(ports: &[PortView]) -> String {
         "MAC",
         "ADDRESSES",
         "GROUPS",
+        "TRUNK",
         "CARD",
         "STATE",
         "TX FRAMES",
@@ -201,6 +227,7 @@ fn details(port: &PortView) -> String {
         ("mac", port.spec.mac.to_string()),
         ("addresses", output::list(&port.spec.addresses)),
         ("groups", filter(port.spec.groups.as_deref())),
+        ("trunk", trunk(port)),
         ("card", output::or_dash(port.spec.card.as_ref())),
     ];
     rows.extend(allocation_details(port.grant.as_ref(), port.binding.as_ref()));

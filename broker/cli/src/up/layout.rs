@@ -61,6 +61,7 @@ impl RunDir {
             .topology
             .ports
             .iter()
+            .filter(|p| p.trunk.is_none())
             .map(|p| self.device_socket(DeviceKind::Port, p.name.as_str()));
         let volumes = plan
             .topology

@@ -42,7 +42,7 @@ impl Plan {
     pub fn new(mut topology: Topology, args: &UpArgs) -> Result<Self, CliError> {
         let card = only_card(&topology)?;
         topology
-            .place(std::slice::from_ref(&card))
+            .place(std::slice::from_ref(&card), &[])
             .map_err(|e| CliError::from(&e))?;
         let run_dir = match &args.run_dir {
             Some(dir) => dir.clone(),

@@ -134,6 +134,8 @@ pub fn is_ready(device: &DeviceView) -> bool {
 /// The first port with the first volume, the second with the second, and so on; what is left over stands alone.
 fn guests(plan: &Plan, qemu: Option<QemuVersion>, socket: impl Fn(DeviceKind, &str) -> PathBuf) -> Vec<Guest> {
     let (ports, volumes) = (&plan.topology.ports, &plan.topology.volumes);
-    let pair = |i: usize| Guest::new(ports.get(i), volumes.get(i), qemu, &socket);
+    // Subports come with their parents' devices.
+    let ports: Vec<_> = ports.iter().filter(|port| port.trunk.is_none()).collect();
+    let pair = |i: usize| Guest::new(ports.get(i).copied(), volumes.get(i), qemu, &socket);
     (0..ports.len().max(volumes.len())).map(pair).collect()
 }

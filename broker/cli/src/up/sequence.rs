@@ -103,7 +103,7 @@ pub async fn start(
     Ok(Ready::new(plan, dir, daemons.pids().collect(), changes, devices, qemu))
 }
 
-/// Every port and volume of the file, in its order.
+/// Every port with a device and every volume of the file, in its order.
 fn wanted(plan: &Plan) -> Vec<DeviceSpec> {
     let device = |kind, name: &str| DeviceSpec {
         kind,
@@ -116,6 +116,7 @@ fn wanted(plan: &Plan) -> Vec<DeviceSpec> {
         .topology
         .ports
         .iter()
+        .filter(|p| p.trunk.is_none())
         .map(|p| device(DeviceKind::Port, p.name.as_str()));
     let volumes = plan
         .topology

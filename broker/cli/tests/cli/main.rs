@@ -61,6 +61,39 @@ fn port() -> Value {
 }
 
 #[test]
+fn a_subport_is_made_and_shown_with_its_parent() {
+    let mut sub = port();
+    sub["spec"]["trunk"] = json!({"parent": "vm0", "vlan": 7});
+    sub["vlan"] = json!(7);
+    let mut parent = port();
+    parent["subports"] = json!(["vm1", "vm2"]);
+    for (view, shown) in [(sub.clone(), "VLAN 7 of vm0"), (parent, "carries vm1 vm2")] {
+        let server = Server::always(json!([view]));
+        let text = stdout(&outboard(&server.socket(), &["port", "list"]));
+        assert!(text.contains("TRUNK") && text.contains(shown), "{text}");
+        let server = Server::always(view);
+        let text = stdout(&outboard(&server.socket(), &["port", "show", "vm1"]));
+        assert!(text.contains(shown), "{text}");
+    }
+    let server = Server::always(sub);
+    let words = "port create vm1 --network red --mac 52:54:00:00:00:01 --parent vm0";
+    let words: Vec<&str> = words.split(' ').collect();
+    assert_eq!(code(&outboard(&server.socket(), &words)), 0);
+    let with_id = [words.as_slice(), &["--vlan", "7"]].concat();
+    assert_eq!(code(&outboard(&server.socket(), &with_id)), 0);
+    let seen = server.seen();
+    assert_eq!(seen[0].body["trunk"], json!({"parent": "vm0"}));
+    assert_eq!(seen[1].body["trunk"], json!({"parent": "vm0", "vlan": 7}));
+    // Without a parent an id means nothing, and is refused before anybody is asked.
+    let alone: Vec<&str> = words[..7].iter().copied().chain(["--vlan", "7"]).collect();
+    assert_eq!(code(&outboard(&server.socket(), &alone)), 64);
+    assert_eq!(server.seen().len(), 2);
+    let words = ["network", "create", "red", "--vlan", "100"];
+    assert_eq!(code(&outboard(&server.socket(), &words)), 0);
+    assert_eq!(server.seen()[2].body["vlan"], json!(100));
+}
+
+#[test]
 fn a_table_has_what_matters_and_an_empty_one_says_so() {
     let server = Server::always(json!([port()]));
     let output = outboard(&server.socket(), &["port", "list"]);
@@ -75,6 +108,7 @@ fn a_table_has_what_matters_and_an_empty_one_says_so() {
             "52:54:00:00:00:01",
             "10.0.0.1",
             "unfiltered",
+            "-",
             "local",
             "active",
             "10",

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use outboard_controls::{Check, on};
 
-use super::{CardCore, Effect, Held, Outbox, Runtime};
+use super::{CardCore, Effect, Held, Outbox, Runtime, trunk::parents};
 use crate::{
     binding::{Binding, Event, Fence, Now, State},
     card::BindingReport,
     desired::{DesiredState, Grant},
+    id::{ObjectKind, ObjectRef},
     refusal::{Code, Refusal},
 };
 
@@ -42,13 +43,18 @@ impl CardCore {
         state.check()
     }
 
-    /// Revokes the bindings that the state no longer grants.
+    /// Revokes the bindings that the state no longer grants, and those of ports that get another parent: a binding is for
+    /// one device.
     fn end_unwanted(&mut self, state: &DesiredState, out: &mut Outbox, now: Now) {
+        let (were, are) = (parents(&self.desired), parents(state));
+        let stays =
+            |object: &ObjectRef| object.kind != ObjectKind::Port || were.get(&object.name) == are.get(&object.name);
         let live = Arc::make_mut(&mut self.held).values_mut();
         let live = live.filter(|h| h.binding.state.is_live());
         let mut ended = Vec::new();
         for Held { binding, .. } in live {
-            match state.grant(&binding.object).filter(|grant| is_for(grant, binding)) {
+            let grant = state.grant(&binding.object).filter(|grant| is_for(grant, binding));
+            match grant.filter(|_| stays(&binding.object)) {
                 Some(grant) => binding.expires_unix_s = grant.expires_unix_s,
                 None => ended.push(binding.object.clone()),
             }

@@ -49,6 +49,7 @@ impl CardCore {
             object: object.clone(),
         };
         self.answer_once(&host.clone(), operation, &request, out, now, |core, out| {
+            core.check_has_device(&object)?;
             let event = Event::Redeem { host };
             if let Some(held) = core.held.get(&object)
                 && held.binding.state == State::Prepared
@@ -72,7 +73,8 @@ impl CardCore {
     /// Opens the one session that an attached object may have.
     pub(super) fn connect(&mut self, host: Name, object: ObjectRef, fence: Fence, out: &mut Outbox, now: Now) {
         let opened = self
-            .step(&object, &Event::Connect { host, fence }, out, now)
+            .check_has_device(&object)
+            .and_then(|()| self.step(&object, &Event::Connect { host, fence }, out, now))
             .and_then(|()| {
                 let session = SessionId(self.sessions_opened + 1);
                 let held = self.held.get(&object).ok_or_else(|| not_granted(&object))?;
@@ -110,6 +112,7 @@ impl CardCore {
             generation,
         };
         self.answer_once(&host.clone(), operation, &request, out, now, |core, out| {
+            core.check_has_device(&object)?;
             core.step(&object, &Event::Release { host, generation }, out, now)?;
             Ok(Reply::Released)
         });

@@ -37,7 +37,11 @@ impl Outbox {
     pub fn note(&mut self, effect: binding::Effect, binding: &Binding, session: Option<SessionId>) {
         let object = || binding.object.clone();
         match effect {
-            binding::Effect::Shut => self.shut.push(Effect::Shut { object: object() }),
+            binding::Effect::Shut => {
+                // What is shut in the end is not opened, whatever came before.
+                self.open.retain(|open| *open != Effect::Open { object: object() });
+                self.shut.push(Effect::Shut { object: object() });
+            }
             binding::Effect::CloseSession => {
                 self.close.extend(session.map(|session| Effect::CloseSession {
                     object: object(),

@@ -48,6 +48,7 @@ fn state() -> DesiredState {
             mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
             addresses: vec![],
             groups: Some(vec![name("web")]),
+            trunk: None,
         }],
         groups: vec![Group {
             name: name("web"),

@@ -9,7 +9,7 @@ use outboard_protocol::{
     card::{BindingReport, FromBroker, FromCard, Isolation, PortCounters, VolumeCounters},
     desired::{
         AddressSet, Cidr, DesiredState, Direction, Egress, Ethertype, Grant, Group, Matched, Members, Peer, Port,
-        PortRange, Rule, RuleAction, Volume, VolumeBackend,
+        PortRange, Rule, RuleAction, Trunk, Volume, VolumeBackend,
     },
     id::{
         BootEpoch, BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, OperationId, Revision,
@@ -238,13 +238,16 @@ fn policy() -> impl Strategy<Value = (Vec<Group>, Vec<AddressSet>, Vec<Members>)
 
 pub fn desired() -> impl Strategy<Value = DesiredState> {
     let groups = option::of(vec(name(), 0..3));
-    let port = (name(), name(), any::<[u8; 6]>(), vec(any::<IpAddr>(), 0..4), groups).prop_map(
-        |(name, network, mac, addresses, groups)| Port {
+    let trunk = option::of((name(), any::<u16>()).prop_map(|(parent, vlan)| Trunk { parent, vlan }));
+    let addresses = vec(any::<IpAddr>(), 0..4);
+    let port = (name(), name(), any::<[u8; 6]>(), addresses, groups, trunk).prop_map(
+        |(name, network, mac, addresses, groups, trunk)| Port {
             name,
             network,
             mac: MacAddr(mac),
             addresses,
             groups,
+            trunk,
         },
     );
     let grant = (object(), name(), generation(), incarnation(), option::of(any::<u64>())).prop_map(

@@ -8,8 +8,10 @@ use proptest::prelude::*;
 
 use super::{Outcome, World, epoch_of_host, grant, host, object, operation};
 
-/// Ports in the world.
-pub const OBJECTS: u8 = 2;
+/// Ports in the world; the last one is a subport of the first.
+pub const OBJECTS: u8 = 3;
+pub const PARENT: u8 = 0;
+pub const SUBPORT: u8 = 2;
 
 #[derive(Debug, Clone)]
 pub enum Action {

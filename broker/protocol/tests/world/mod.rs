@@ -7,7 +7,7 @@ use outboard_protocol::{
     binding::{Now, State},
     card::BindingReport,
     card_side::{CardCore, CardRecord, Effect, Input, SessionId},
-    desired::{DesiredState, Grant, Port},
+    desired::{DesiredState, Grant, Port, Trunk},
     id::{
         BootEpoch, BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, OperationId, Revision,
     },
@@ -40,6 +40,8 @@ pub enum Violation {
     AcknowledgedLost,
     /// A device was taken down under a session.
     TornDownInUse,
+    /// A subport is attached without its parent, or is not although it could be.
+    SubportAstray,
     /// After all sessions closed and all grants went, something is left.
     NotReleased,
 }
@@ -231,7 +233,10 @@ impl World {
                 bindings.iter().try_for_each(|report| self.heard(report))?;
             }
             // Sessions end when the script says so, not when they are asked to.
-            Effect::CloseSession { .. } | Effect::Configure | Effect::SendRevoked { .. } => {}
+            Effect::CloseSession { .. } | Effect::Configure => {}
+            Effect::SendRevoked { object, .. } => {
+                check(object != self::object(action::SUBPORT), Violation::GivenToWrongHost)?;
+            }
             Effect::RefuseDesired(_) => {}
             Effect::Reply(_) | Effect::Prepare { .. } => unreachable!("performed by the caller"),
             Effect::Resize { .. } => unreachable!("there are ports only"),
@@ -290,7 +295,22 @@ impl World {
             let allowed = grant.generation == binding.generation && grant.host == binding.host;
             check(allowed && binding.state.is_attached(), Violation::OpenWithoutGrant)?;
         }
-        Ok(())
+        self.check_subport()
+    }
+
+    /// The subport is attached and active with its parent, and when its parent is.
+    fn check_subport(&self) -> Outcome {
+        let Some(binding) = self.core.binding(&object(action::SUBPORT)) else {
+            return Ok(());
+        };
+        let parent = self.core.binding(&object(action::PARENT));
+        let carrier = parent.filter(|parent| parent.state.is_attached() && parent.host == binding.host);
+        let holds = match (binding.state, carrier.map(|parent| parent.state)) {
+            (State::Attached | State::Active, state) => state == Some(binding.state),
+            (State::Prepared, Some(_)) => binding.is_expired(self.now) || !self.devices.contains_key(&binding.object),
+            _ => true,
+        };
+        check(holds, Violation::SubportAstray)
     }
 
     fn desired(&self) -> DesiredState {
@@ -300,6 +320,10 @@ impl World {
             mac: MacAddr([0x52, 0x54, 0, 0, 0, n]),
             addresses: vec![],
             groups: None,
+            trunk: (n == action::SUBPORT).then(|| Trunk {
+                parent: object(action::PARENT).name,
+                vlan: 100,
+            }),
         };
         DesiredState {
             broker_epoch: self.epoch,
@@ -329,7 +353,8 @@ impl World {
             (Input::Redeem { host, object, .. }, Reply::Redeemed { generation, .. }) => {
                 let first = !self.told.iter().any(|t| t.input == input && t.reply == reply);
                 let grant = self.core.desired().grant(object);
-                let entitled = grant.is_some_and(|g| g.host == *host && g.generation == *generation);
+                let entitled = grant.is_some_and(|g| g.host == *host && g.generation == *generation)
+                    && *object != self::object(action::SUBPORT);
                 check(entitled || !first, Violation::GivenToWrongHost)?;
             }
             (Input::Release { object, generation, .. }, Reply::Released) => {
@@ -370,7 +395,11 @@ impl World {
                 grant.is_some_and(|g| g.generation == generation),
                 Violation::StaleConnect,
             )?;
-            check(grant.is_some_and(|g| g.host == host), Violation::GivenToWrongHost)?;
+            let has_device = object != self::object(action::SUBPORT);
+            check(
+                has_device && grant.is_some_and(|g| g.host == host),
+                Violation::GivenToWrongHost,
+            )?;
         }
         Ok(())
     }

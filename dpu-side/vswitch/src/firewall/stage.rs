@@ -26,6 +26,8 @@ pub(crate) struct Burst<'a> {
     pub(crate) from: &'a Rules,
     pub(crate) index: usize,
     pub(crate) tx: &'a TxQueue,
+    /// The first slot of the burst that it is about.
+    pub(crate) first: usize,
     /// What the sender's guest sends in fragments.
     pub(crate) datagrams: &'a Datagrams,
     /// Nanoseconds on a clock that never goes back.
@@ -106,8 +108,8 @@ impl Aim {
 }
 
 impl Firewall {
-    /// Decides about those frames of a burst whose fate is [`Fate::Ask`], up to where it costs too much. How many slots of
-    /// the burst are dealt with, and what that cost beyond the frames and what was asked of the rules, in frames.
+    /// Decides about those frames of a burst whose fate is [`Fate::Ask`], up to where it costs too much. How many of them
+    /// are dealt with, and what that cost beyond the frames and what was asked of the rules, in frames.
     pub(crate) fn resolve(&mut self, burst: Burst<'_>, fates: &mut [Fate]) -> (usize, usize) {
         let mut done = fates.len();
         let Some(table) = self.table.take() else {
@@ -115,7 +117,8 @@ impl Firewall {
         };
         let mut keys = std::mem::take(&mut self.keys);
         keys.clear();
-        for (slot, (fate, record)) in fates.iter().zip(burst.tx.records()).enumerate() {
+        let records = burst.tx.records().get(burst.first..).unwrap_or_default();
+        for (slot, (fate, record)) in (burst.first..).zip(fates.iter().zip(records)) {
             if matches!(fate, Fate::Ask(_)) {
                 keys.push(table.key(&tracked::tuple(record, burst.tx.head_of(slot), burst.from.zone)));
             }
@@ -124,7 +127,7 @@ impl Firewall {
         let mut cost = 0;
         let mut aim = Aim::default();
         let mut remaining = keys.iter();
-        for (slot, (fate, record)) in fates.iter_mut().zip(burst.tx.records()).enumerate() {
+        for (slot, (fate, record)) in (burst.first..).zip(fates.iter_mut().zip(records)) {
             let Fate::Ask(output) = *fate else { continue };
             let Some(key) = remaining.next() else { break };
             let head = burst.tx.head_of(slot);
@@ -146,7 +149,7 @@ impl Firewall {
                     *fate = decided;
                     cost += more;
                     if cost + self.due() >= BURST_COST_MAX && on(Check::WorkCharged) {
-                        done = slot + 1;
+                        done = slot + 1 - burst.first;
                         break;
                     }
                     continue;

@@ -18,7 +18,7 @@ use vhost_net_dpu::record::Class;
 use super::{Ingress, Verdict};
 use crate::reason::DropReason;
 
-/// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad, and what came before 802.1ad.
+/// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad, and what came before 802.1ad. One 802.1Q tag was taken off already.
 const VLAN_ETHERTYPES: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
 #[inline]

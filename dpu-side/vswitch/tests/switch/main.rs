@@ -19,6 +19,8 @@ mod reasons;
 mod rig;
 mod spoofing;
 mod trace;
+mod trunk;
+mod trunk_offload;
 mod victims;
 mod workers;
 mod workers_threads;

@@ -23,13 +23,13 @@ const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 /// Takes whole checksums and single packets only.
 const POOR: u64 = FEATURES & !TSO & !(1 << VIRTIO_NET_F_GUEST_CSUM);
 
-fn payload(len: usize) -> Vec<u8> {
+pub fn payload(len: usize) -> Vec<u8> {
     (0..len)
         .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1].wrapping_mul(31))
         .collect()
 }
 
-fn partial(v6: bool, gso_size: u16) -> NetHeader {
+pub fn partial(v6: bool, gso_size: u16) -> NetHeader {
     let (gso_type, csum_start) = if v6 { (GSO_TCPV6, 54) } else { (GSO_TCPV4, 34) };
     NetHeader {
         flags: NEEDS_CSUM,
@@ -43,7 +43,7 @@ fn partial(v6: bool, gso_size: u16) -> NetHeader {
 }
 
 /// The frame as a guest sends it: with nothing useful in the checksum field.
-fn unsummed(mut frame: Vec<u8>, header: NetHeader) -> Vec<u8> {
+pub fn unsummed(mut frame: Vec<u8>, header: NetHeader) -> Vec<u8> {
     let at = usize::from(header.csum_start + header.csum_offset);
     frame[at..at + 2].fill(0xaa);
     frame
@@ -51,7 +51,7 @@ fn unsummed(mut frame: Vec<u8>, header: NetHeader) -> Vec<u8> {
 
 /// Everything but the checksum field is as it was sent.
 #[track_caller]
-fn same_but_for_the_sum(got: &[u8], want: &[u8], header: NetHeader) {
+pub fn same_but_for_the_sum(got: &[u8], want: &[u8], header: NetHeader) {
     let at = usize::from(header.csum_start + header.csum_offset);
     assert_eq!(got.len(), want.len());
     assert!(got[..at] == want[..at] && got[at + 2..] == want[at + 2..]);
@@ -59,7 +59,7 @@ fn same_but_for_the_sum(got: &[u8], want: &[u8], header: NetHeader) {
 
 /// TCP's payload, after an independent parser found all sums and lengths right.
 #[track_caller]
-fn verified(frame: &[u8]) -> Vec<u8> {
+pub fn verified(frame: &[u8]) -> Vec<u8> {
     let headers = PacketHeaders::from_ethernet_slice(frame).expect("a well-formed packet");
     let payload = headers.payload.slice().to_vec();
     match (headers.net, headers.transport) {

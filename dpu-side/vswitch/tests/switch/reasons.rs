@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use outboard_conntrack::{Config, Table};
 use outboard_firewall::{Action, Direction, EgressDefault, Group, Policy, Rule};
-use outboard_vswitch::{DropReason, PortPolicy, Trace};
+use outboard_vswitch::{DropReason, PortPolicy, Trace, TrunkPolicy};
 use vhost_net_dpu::{features::FEATURES, header::NetHeader};
 
 use crate::{
@@ -58,6 +58,19 @@ fn groups(direction: Direction, action: Action) -> Vec<Arc<Group>> {
     vec![group("g", EgressDefault::Allow, vec![rule])]
 }
 
+fn tagged(frame: &[u8], vlan: u8) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0, 0, vlan], &frame[12..]].concat()
+}
+
+/// Port b as a subport.
+fn subport(parent: &str, vlan: u16) -> PortPolicy {
+    let parent = parent.into();
+    PortPolicy {
+        trunk: Some(TrunkPolicy { parent, vlan }),
+        ..policy("b", 2)
+    }
+}
+
 /// Guest a (or the switch's user) does what `reason` is for; the frame is for guest b. What a trace says of the frame, if
 /// the frame alone is the matter.
 fn provoke(rig: &mut Rig, reason: DropReason) -> Option<Trace> {
@@ -102,7 +115,19 @@ fn provoke(rig: &mut Rig, reason: DropReason) -> Option<Trace> {
             .map(|(n, b)| if n == 13 { 0xdd } else { b })
             .collect(),
         DropReason::SpoofedMac => from(mac(7), mac(2)),
-        DropReason::VlanTagged => [&good[..12], &[0x81, 0, 0, 1], &good[12..]].concat(),
+        DropReason::VlanTagged => tagged(&good, 1),
+        DropReason::UnknownVlan => {
+            let sub = subport("a", 7);
+            rig.switch.set_ports(vec![policy("a", 1), sub]);
+            tagged(&good, 8)
+        }
+        DropReason::PriorityTagged => tagged(&good, 0),
+        DropReason::SubportShut => {
+            // It counts at the subport, which is the first one here.
+            rig.switch.set_ports(vec![subport("a", 7), policy("a", 1)]);
+            rig.switch.shut("b");
+            tagged(&good, 7)
+        }
         DropReason::UnknownEthertype => altered(12, 0x99),
         DropReason::MalformedArp => arp(9, mac(1), (mac(1), OWN), (mac(2), OTHER)),
         DropReason::SpoofedArp => arp(1, mac(1), (mac(1), OTHER), (mac(2), OTHER)),

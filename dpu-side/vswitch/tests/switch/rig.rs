@@ -355,6 +355,7 @@ pub fn policy(name: &str, number: u8) -> PortPolicy {
         network: "blue".into(),
         mac: mac(number),
         addresses,
+        trunk: None,
     }
 }
 

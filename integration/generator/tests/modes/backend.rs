@@ -203,6 +203,7 @@ impl TwoPorts {
             network: "blue".into(),
             mac: [0x52, 0x54, 0, 0, 0, last],
             addresses: vec![[10, 0, 0, last].into()],
+            trunk: None,
         });
         switch.set_ports(policies.collect());
         NAMES.iter().for_each(|name| switch.open(name));

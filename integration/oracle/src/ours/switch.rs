@@ -167,6 +167,7 @@ fn ports() -> Vec<PortPolicy> {
         network: NETWORK.into(),
         mac: mac(port),
         addresses: [Family::V4, Family::V6].map(|family| address(port, family)).into(),
+        trunk: None,
     };
     (0..PORT_COUNT).map(port).collect()
 }
