@@ -256,7 +256,7 @@ impl Datapath {
         &mut self,
         object: &ObjectRef,
         index: u16,
-        done: Box<dyn FnOnce(Option<u16>) + Send>,
+        done: Box<dyn FnOnce(Option<u32>) + Send>,
         io: &mut Io,
     ) {
         if let Some(at) = self.wires.iter().position(|w| w.object == *object && w.queue == index)

@@ -140,7 +140,7 @@ impl Device for SessionDevice {
         Ok(())
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError> {
+    fn stop_queue(&mut self, index: u16) -> Result<Option<u32>, DeviceError> {
         let object = self.object.clone();
         let (done, stopped) = mpsc::sync_channel(1);
         // This thread waits for it below.
@@ -174,7 +174,7 @@ impl Device for SessionDevice {
             .map_err(gone)?
     }
 
-    fn inflight(&self) -> bool {
+    fn finishes_out_of_order(&self) -> bool {
         !self.is_port()
     }
 

@@ -139,12 +139,12 @@ impl BlkUnit {
             let Some(mut queue) = place.take_if(|queue| queue.is_over(shut)) else {
                 continue;
             };
-            let next_avail = queue.ring.next_avail();
+            let base = queue.ring.base();
             let waiters = std::mem::take(&mut queue.stopping);
             // With it goes its hold on the guest's memory.
             drop(queue);
             for done in waiters {
-                done(Some(next_avail));
+                done(Some(base));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A queue, while it runs.
 
 use outboard_controls::{Check, on};
-use outboard_ring::{CallFd, KickFd, RingError, SplitRing};
+use outboard_ring::{CallFd, KickFd, Ring, RingError};
 use outboard_vhost_user::QueueResources;
 use virtio_bindings::{virtio_blk::VIRTIO_BLK_F_SEG_MAX, virtio_config::VIRTIO_F_VERSION_1};
 
@@ -14,8 +14,8 @@ pub(crate) const REQUEST_COST_MIN: u64 = 4096;
 /// A queue that began a lot at once waits for no more than this.
 const DEBT_BYTES_MAX: i64 = 4 << 20;
 
-/// Called when a queue has stopped, with the index at which its available ring goes on; `None` if it did not run.
-pub type Stopped = Box<dyn FnOnce(Option<u16>) + Send>;
+/// Called when a queue has stopped, with where its ring goes on; `None` if it did not run.
+pub type Stopped = Box<dyn FnOnce(Option<u32>) + Send>;
 
 /// Why a queue is not served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,7 @@ pub enum StartError {
 
 /// A queue that was started.
 pub(crate) struct Queue {
-    pub(crate) ring: SplitRing,
+    pub(crate) ring: Ring,
     pub(crate) kick: KickFd,
     pub(crate) call: Option<CallFd>,
     /// It is to be called whatever the driver wants: entries may stand in the used ring that nobody told it of.

@@ -1,6 +1,6 @@
 //! What the transmit and the receive queue have in common: a ring, its calls, and its failure.
 
-use outboard_ring::{CallFd, Chain, GuestBytes, RingError, RingLog, Signals, SplitRing};
+use outboard_ring::{CallFd, Chain, GuestBytes, Ring, RingError, RingLog, Signals};
 use outboard_vhost_user::QueueResources;
 
 use crate::{
@@ -56,7 +56,7 @@ impl QueueKind {
 /// A running virtqueue of a network device.
 #[derive(Debug)]
 pub struct Queue {
-    pub(crate) ring: SplitRing,
+    pub(crate) ring: Ring,
     pub(crate) accepted: Accepted,
     /// Largest frame that is not to be segmented, by the MTU, in bytes without the virtio header.
     pub(crate) frame_len_max: usize,
@@ -123,7 +123,7 @@ impl Queue {
         }
     }
 
-    /// Fills the next chain, as [`SplitRing::fill_next`] does.
+    /// Fills the next chain, as [`Ring::fill_next`] does.
     #[inline]
     pub(crate) fn fill_next(&mut self, len: usize, write: impl FnOnce(GuestBytes<'_>) -> bool) -> bool {
         let filled = self.ring.fill_next(len, write);
@@ -206,9 +206,9 @@ impl Queue {
         self.ring.disable_kicks();
     }
 
-    /// The index of the available ring at which another session goes on.
-    pub fn next_avail(&self) -> u16 {
-        self.ring.next_avail()
+    /// Where another session goes on, as vhost-user tells it.
+    pub fn base(&self) -> u32 {
+        self.ring.base()
     }
 
     /// Why it is dead until the guest resets it, if it is.

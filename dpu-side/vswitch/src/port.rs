@@ -196,18 +196,18 @@ impl Port {
         Ok(())
     }
 
-    /// Stops a queue; `done` hears where its available ring goes on, once nobody has a frame of it any more.
+    /// Stops a queue; `done` hears where its ring goes on, once nobody has a frame of it any more.
     pub(crate) fn stop_queue(&mut self, index: u16, done: Done) {
         match QueueKind::of(index) {
             None => return done(None),
             Some(QueueKind::Rx { pair }) => {
                 let stopped = self.rx.stop(pair);
                 self.find_lanes();
-                done(stopped.map(|rx| rx.queue.queue().next_avail()));
+                done(stopped.map(|rx| rx.queue.queue().base()));
             }
             Some(QueueKind::Tx { pair }) => match self.tx.stop(pair) {
                 Some(tx) if tx.queue.lent() > 0 => self.stopping.push(Stopping { tx, done }),
-                stopped => done(stopped.map(|tx| tx.queue.queue().next_avail())),
+                stopped => done(stopped.map(|tx| tx.queue.queue().base())),
             },
         }
         self.stale &= self.has_queues();

@@ -4,8 +4,8 @@ use vhost_net_dpu::tx::TxQueue;
 
 use crate::queues::Running;
 
-/// Hears of a queue that has stopped: the index at which its available ring goes on; none if it did not run.
-pub(crate) type Done = Box<dyn FnOnce(Option<u16>) + Send>;
+/// Hears of a queue that has stopped: where its ring goes on; none if it did not run.
+pub(crate) type Done = Box<dyn FnOnce(Option<u32>) + Send>;
 
 /// It takes no more frames, and ends when all of them are back: until then others read the guest's memory.
 pub(crate) struct Stopping {
@@ -22,6 +22,6 @@ impl std::fmt::Debug for Stopping {
 impl Stopping {
     /// All are back.
     pub(crate) fn end(self) {
-        (self.done)(Some(self.tx.queue.queue().next_avail()));
+        (self.done)(Some(self.tx.queue.queue().base()));
     }
 }

@@ -237,14 +237,14 @@ impl Switch {
     }
 
     /// The same for the only worker of a switch, or for a receive queue: the index.
-    pub fn stop_queue(&mut self, name: &str, index: u16) -> Option<u16> {
-        let (told, next_avail) = std::sync::mpsc::sync_channel(1);
+    pub fn stop_queue(&mut self, name: &str, index: u16) -> Option<u32> {
+        let (told, base) = std::sync::mpsc::sync_channel(1);
         // It is there to be heard, and there is room.
         let done = Box::new(move |next| {
             let _ = told.try_send(next);
         });
         self.stop_queue_then(name, index, done);
-        next_avail.try_recv().ok().flatten()
+        base.try_recv().ok().flatten()
     }
 
     /// Ports that were kept only for their queues go when those are stopped.

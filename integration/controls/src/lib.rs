@@ -82,6 +82,8 @@ pub enum Check {
     InflightRegion,
     /// A driver of IN_ORDER gets its chains back in the order in which it gave them.
     InOrder,
+    /// A chain of a packed ring goes on only at descriptors that are available.
+    WrapBits,
     /// No more bytes are told to be written than there is room for.
     UsedLen,
     /// A queue that runs is not changed.
@@ -177,6 +179,7 @@ const ALL: &[(Check, &str)] = &[
     (Check::LogCoversMemory, "log-covers-memory"),
     (Check::InflightRegion, "inflight-region"),
     (Check::InOrder, "in-order"),
+    (Check::WrapBits, "wrap-bits"),
     (Check::UsedLen, "used-len"),
     (Check::QueueAtRest, "queue-at-rest"),
     (Check::RegionsApart, "regions-apart"),

@@ -6,7 +6,7 @@ use outboard_generator::{
     raw::Memory,
     ring::{GUEST_START, Ring, Space},
 };
-use outboard_ring::{CallFd, GuestMemory, KickFd, RegionSpec, RingConfig, Signals, SplitRing};
+use outboard_ring::{CallFd, GuestMemory, KickFd, RegionSpec, RingConfig, Signals};
 use outboard_vhost_user::QueueResources;
 
 use crate::error::Error;
@@ -67,11 +67,11 @@ impl Guest {
             desc,
             avail,
             used,
-            next_avail: 0,
+            base: 0,
             features,
         };
         Ok(QueueResources {
-            ring: SplitRing::new(config, Arc::clone(&self.device))?,
+            ring: outboard_ring::Ring::new(config, Arc::clone(&self.device))?,
             kick: Some(KickFd::new(ring.kick_fd().as_fd().try_clone_to_owned()?)?),
             call: Some(CallFd::new(ring.call_fd().as_fd().try_clone_to_owned()?)?),
             features,

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use outboard_ring::{
-    CallFd, KickFd, RingConfig, Signals, SplitRing,
+    CallFd, KickFd, Ring, RingConfig, Signals,
     driver::{Added, Driver, GuestRam},
 };
 use outboard_storage::Backend;
@@ -74,17 +74,17 @@ impl Guest {
             unit: BlkUnit::new(config, backend),
             calls: Calls::default(),
         };
-        guest.start(guest.driver.config().next_avail);
+        guest.start(guest.driver.config().base);
         guest
     }
 
-    /// Start the queue where its available ring is at `next_avail`.
-    pub fn start(&mut self, next_avail: u16) {
+    /// Start the queue at `base`.
+    pub fn start(&mut self, base: u32) {
         let config = RingConfig {
-            next_avail,
+            base,
             ..self.driver.config()
         };
-        let ring = SplitRing::new(config, self.ram.memory().clone()).expect("a ring in order");
+        let ring = Ring::new(config, self.ram.memory().clone()).expect("a ring in order");
         let resources = resources(ring, config.features);
         self.unit.start_queue(0, resources).expect("the queue is not running");
     }
@@ -127,7 +127,7 @@ impl Guest {
 }
 
 /// What a queue with this ring runs on.
-pub fn resources(ring: SplitRing, features: u64) -> QueueResources {
+pub fn resources(ring: Ring, features: u64) -> QueueResources {
     QueueResources {
         ring,
         kick: Some(KickFd::new(new_eventfd()).expect("an eventfd")),

@@ -17,12 +17,9 @@ use crate::guest::{F_EVENT_IDX, Guest, S_OK, T_FLUSH, T_IN, T_OUT, UNTOUCHED, co
 const MIB: u64 = 1 << 20;
 
 /// Ask the queue to stop; what it says comes by the channel.
-pub fn stop(unit: &mut BlkUnit) -> Receiver<Option<u16>> {
+pub fn stop(unit: &mut BlkUnit) -> Receiver<Option<u32>> {
     let (done, stopped) = mpsc::channel();
-    unit.stop_queue(
-        0,
-        Box::new(move |next_avail| done.send(next_avail).expect("the test listens")),
-    );
+    unit.stop_queue(0, Box::new(move |base| done.send(base).expect("the test listens")));
     stopped
 }
 
@@ -105,7 +102,7 @@ fn a_revoked_volume_is_silent_and_takes_nothing() {
     let resources = || {
         let fd = || eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
         QueueResources {
-            ring: outboard_ring::SplitRing::new(guest.driver.config(), guest.ram.memory().clone()).expect("in order"),
+            ring: outboard_ring::Ring::new(guest.driver.config(), guest.ram.memory().clone()).expect("in order"),
             kick: Some(KickFd::new(fd()).expect("an eventfd")),
             call: Some(CallFd::new(fd()).expect("an eventfd")),
             features: DEFAULT_FEATURES,

@@ -1,7 +1,7 @@
 //! Several queues of one volume.
 
 use outboard_ring::{
-    DESC_F_NEXT, Descriptor, SplitRing,
+    DESC_F_NEXT, Descriptor, Ring,
     driver::{Added, Driver, GuestRam},
 };
 use outboard_storage::{Backend, MemoryBackend, NullBackend, recording::Recording};
@@ -36,12 +36,12 @@ impl Many {
         many
     }
 
-    pub fn start(&mut self, index: u16, next_avail: u16) {
+    pub fn start(&mut self, index: u16, base: u32) {
         let config = outboard_ring::RingConfig {
-            next_avail,
+            base,
             ..self.drivers[usize::from(index)].config()
         };
-        let ring = SplitRing::new(config, self.ram.memory().clone()).expect("a ring in order");
+        let ring = Ring::new(config, self.ram.memory().clone()).expect("a ring in order");
         self.unit
             .start_queue(index, resources(ring, config.features))
             .expect("it is not running");
@@ -100,7 +100,7 @@ fn all_queues_serve_the_same_volume_at_once() {
     assert!(many.drivers.iter_mut().all(|driver| driver.used().is_none()));
     let counters = many.unit.counters();
     assert_eq!((counters.writes, counters.reads), (320, 320));
-    let ring = SplitRing::new(many.drivers[0].config(), many.ram.memory().clone()).expect("in order");
+    let ring = Ring::new(many.drivers[0].config(), many.ram.memory().clone()).expect("in order");
     let refused = many.unit.start_queue(QUEUE_COUNT, resources(ring, DEFAULT_FEATURES));
     assert!(matches!(refused, Err(DeviceError::NoSuchQueue { index: 16, .. })));
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use outboard_ring::{
-    InflightRegion, RingConfig, SplitRing,
+    InflightRegion, Ring, RingConfig, RingFormat,
     driver::{Added, Driver, GuestRam},
 };
 use outboard_storage::recording::{Random, Recording};
@@ -40,27 +40,28 @@ impl FrontEnd {
         Self {
             ram,
             drivers,
-            inflight: InflightRegion::create(QUEUE_COUNT, QUEUE_SIZE).expect("a memfd"),
+            inflight: InflightRegion::create(RingFormat::Split, QUEUE_COUNT, QUEUE_SIZE).expect("a memfd"),
         }
     }
 
-    fn ring(&self, queue: usize, logged: bool) -> SplitRing {
+    fn ring(&self, queue: usize, logged: bool) -> Ring {
         let driver = &self.drivers[queue];
         let config = RingConfig {
             // All that QEMU knows of a device that is gone.
-            next_avail: driver.published_used(),
+            base: driver.published_used().into(),
             ..driver.config()
         };
         let memory = self.ram.memory().clone();
         if !logged {
-            return SplitRing::new(config, memory).expect("in order");
+            return Ring::new(config, memory).expect("in order");
         }
-        let len = InflightRegion::len_needed(QUEUE_COUNT, QUEUE_SIZE);
-        let region = InflightRegion::map(&self.inflight, 0, len, QUEUE_COUNT, QUEUE_SIZE).expect("in order");
+        let len = InflightRegion::len_needed(RingFormat::Split, QUEUE_COUNT, QUEUE_SIZE);
+        let region = InflightRegion::map(&self.inflight, 0, len, RingFormat::Split, (QUEUE_COUNT, QUEUE_SIZE))
+            .expect("in order");
         let log = region
             .queue(u16::try_from(queue).expect("few"))
             .expect("it has that queue");
-        SplitRing::with_inflight(config, memory, log).expect("in order")
+        Ring::with_inflight(config, memory, log).expect("in order")
     }
 
     fn start(&self, unit: &mut BlkUnit, logged: bool) {

@@ -6,7 +6,7 @@
 use std::{fs::File, sync::Arc};
 
 use outboard_ring::{
-    Chain, Descriptor, DirtyLog, InflightRegion, RingLog, SplitRing,
+    Chain, Descriptor, DirtyLog, InflightRegion, Ring, RingConfig, RingFormat, RingLog,
     driver::{Driver, GuestRam, RAM_START, chain_of},
 };
 
@@ -17,6 +17,7 @@ const LOG_LEN: u64 = (RAM_START + RAM_LEN) / 4096 / 8;
 /// INDIRECT_DESC and EVENT_IDX.
 const FEATURES: [u64; 4] = [0, 1 << 28, 1 << 29, 3 << 28];
 const IN_ORDER: u64 = 1 << 35;
+const PACKED: u64 = 1 << 34;
 /// Chains of a burst, at most.
 const BURST_MAX: u8 = 4;
 
@@ -28,12 +29,18 @@ pub fn run(script: &[u8]) {
     ram.alloc(64, 1);
     let start = if first & 4 == 0 { 0 } else { u16::MAX - 3 };
     let in_order = first & 32 != 0;
-    let features = FEATURES[usize::from(first & 3)] | if in_order { IN_ORDER } else { 0 };
+    let packed = first & 64 != 0;
+    let format = if packed { RingFormat::Packed } else { RingFormat::Split };
+    let features =
+        FEATURES[usize::from(first & 3)] | if in_order { IN_ORDER } else { 0 } | if packed { PACKED } else { 0 };
     let mut driver = Driver::new(&ram, SIZE, features).starting_at(start);
     // Some rings note what is in flight, some log what is written.
-    let region = (first & 8 != 0).then(|| InflightRegion::create(1, SIZE).expect("a small region"));
+    let region = (first & 8 != 0).then(|| InflightRegion::create(format, 1, SIZE).expect("a small region"));
     let dirty = (first & 16 != 0).then(|| GuestRam::new(4096));
-    let mut ring = begin(&driver, &ram, region.as_ref(), dirty.as_ref().map(GuestRam::file));
+    // A packed ring may have a log of its position alone.
+    let by_position = packed && region.is_some() && first & 128 != 0;
+    let logs = (region.as_ref(), dirty.as_ref().map(GuestRam::file));
+    let mut ring = begin(driver.config(), &ram, logs, by_position);
     let mut held: Vec<u16> = Vec::new();
     // Popped and not published, oldest first.
     let mut in_flight: Vec<u16> = Vec::new();
@@ -104,7 +111,19 @@ pub fn run(script: &[u8]) {
             10 => {
                 // The device is killed, and another one takes over what it had.
                 if region.is_some() {
-                    ring = begin(&driver, &ram, region.as_ref(), dirty.as_ref().map(GuestRam::file));
+                    let base = ring.base();
+                    ring = begin(
+                        RingConfig {
+                            base,
+                            ..driver.config()
+                        },
+                        &ram,
+                        logs,
+                        by_position,
+                    );
+                    if by_position {
+                        in_flight.clear();
+                    }
                     assert_eq!(usize::from(ring.to_replay()), in_flight.len());
                     (held, staged, last, broken) = (Vec::new(), Vec::new(), None, false);
                 }
@@ -143,7 +162,8 @@ pub fn run(script: &[u8]) {
                     bytes.copy_from(&[0x5a; 256]);
                     whole
                 });
-                assert!(!filled || whole && !broken && held.is_empty() && region.is_none() && dirty.is_none());
+                assert!(!filled || whole && !broken && held.is_empty() && dirty.is_none());
+                assert!(!filled || region.is_none() || by_position);
             }
             _ => {
                 if let Some(head) = last.take() {
@@ -163,14 +183,24 @@ pub fn run(script: &[u8]) {
 }
 
 /// A device's side of the ring, the first or the next.
-fn begin(driver: &Driver, ram: &GuestRam, region: Option<&File>, dirty: Option<&File>) -> SplitRing {
-    let (config, memory) = (driver.config(), ram.memory().clone());
+fn begin(
+    config: RingConfig,
+    ram: &GuestRam,
+    (region, dirty): (Option<&File>, Option<&File>),
+    by_position: bool,
+) -> Ring {
+    let memory = ram.memory().clone();
     let ring = match region {
-        None => SplitRing::new(config, memory),
+        None => Ring::new(config, memory),
         Some(file) => {
-            let len = InflightRegion::len_needed(1, SIZE);
-            let region = InflightRegion::map(file, 0, len, 1, SIZE).expect("a region of our own");
-            SplitRing::with_inflight(config, memory, region.queue(0).expect("its only queue"))
+            let format = RingFormat::of(config.features);
+            let len = InflightRegion::len_needed(format, 1, SIZE);
+            let region = InflightRegion::map(file, 0, len, format, (1, SIZE)).expect("a region of our own");
+            let log = region.queue(0).expect("its only queue");
+            match by_position {
+                true => Ring::with_position(config, memory, log),
+                false => Ring::with_inflight(config, memory, log),
+            }
         }
     };
     let mut ring = ring.expect("the ring itself is in order");
@@ -186,10 +216,14 @@ fn begin(driver: &Driver, ram: &GuestRam, region: Option<&File>, dirty: Option<&
 fn check(ram: &GuestRam, driver: &Driver, chain: &Chain) {
     let config = driver.config();
     let count = u64::from(SIZE);
+    let (avail_len, used_len) = match driver.format() {
+        RingFormat::Split => (4 + 2 * count, 4 + 8 * count),
+        RingFormat::Packed => (4, 4),
+    };
     let own = [
         (config.desc, 16 * count),
-        (config.avail, 4 + 2 * count),
-        (config.used, 4 + 8 * count),
+        (config.avail, avail_len),
+        (config.used, used_len),
     ];
     let all = || chain.readable().iter().chain(chain.writable());
     for segment in all() {

@@ -111,7 +111,7 @@ impl Chain {
         }
     }
 
-    /// The index of its first descriptor, by which it is given back.
+    /// The index of its first descriptor, by which it is given back; of a packed ring, the id of the buffer.
     #[inline]
     pub fn head(&self) -> u16 {
         self.head
@@ -237,6 +237,11 @@ impl Chain {
         let (readable, writable) = if write { (0, segment.len) } else { (segment.len, 0) };
         self.readable_count = usize::from(!write);
         (self.readable_len, self.writable_len) = (readable.into(), writable.into());
+    }
+
+    /// It is known by another descriptor, or id.
+    pub(crate) fn set_head(&mut self, head: u16) {
+        self.head = head;
     }
 
     /// Where its first segment's region is.

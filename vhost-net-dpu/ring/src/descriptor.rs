@@ -1,4 +1,4 @@
-//! The split ring's descriptor (virtio 1.3 §2.7.5).
+//! Descriptors of both kinds of ring (virtio 1.3 §2.7.5, §2.8.13).
 
 /// Length of a descriptor in bytes.
 pub(crate) const DESC_LEN: usize = 16;
@@ -19,7 +19,7 @@ pub struct Descriptor {
     pub len: u32,
     /// `DESC_F_*`.
     pub flags: u16,
-    /// Index of the next descriptor, with [`DESC_F_NEXT`].
+    /// Index of the next descriptor, with [`DESC_F_NEXT`]. In a packed ring, the id of the buffer.
     pub next: u16,
 }
 
@@ -34,6 +34,23 @@ impl Descriptor {
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
         }
+    }
+
+    /// From its 16 bytes in a packed ring, where the id comes before the flags (virtio 1.3 §2.8.13).
+    #[inline]
+    pub(crate) fn from_packed(raw: u128) -> Self {
+        let split = Self::from_raw(raw);
+        Self {
+            flags: split.next,
+            next: split.flags,
+            ..split
+        }
+    }
+
+    /// Its 16 bytes in a packed ring.
+    pub fn to_packed_bytes(self) -> [u8; DESC_LEN] {
+        let (flags, next) = (self.next, self.flags);
+        Self { flags, next, ..self }.to_bytes()
     }
 
     /// Its 16 bytes in memory.
@@ -83,5 +100,18 @@ mod tests {
         );
         assert_eq!(descriptor.to_bytes()[0], 0x88);
         assert_eq!(descriptor.to_bytes()[14..], [0xfe, 0xff]);
+    }
+
+    #[test]
+    fn in_a_packed_ring_the_id_comes_first() {
+        let descriptor = Descriptor {
+            addr: 1,
+            len: 2,
+            flags: 0x0304,
+            next: 0x0506,
+        };
+        let bytes = descriptor.to_packed_bytes();
+        assert_eq!(Descriptor::from_packed(u128::from_ne_bytes(bytes)), descriptor);
+        assert_eq!(bytes[12..], [0x06, 0x05, 0x04, 0x03]);
     }
 }

@@ -1,4 +1,5 @@
-//! The guest's side of a split ring over a memfd, for tests: well-behaved, or as hostile as a script wants.
+//! The guest's side of a ring over a memfd, for tests: well-behaved, or as hostile as a script wants. The features say
+//! whether it is split or packed.
 //!
 //! ```
 //! use outboard_ring::{Chain, SplitRing, driver::{Driver, GuestRam}};
@@ -39,9 +40,13 @@ use vm_memory::Bytes;
 use crate::{
     chain::{Chain, Segment},
     descriptor::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_LEN, Descriptor},
-    layout::{AVAIL_ENTRY_LEN, AVAIL_RING_OFFSET, IDX_OFFSET, RingConfig, USED_ENTRY_LEN, USED_RING_OFFSET},
+    layout::{
+        AVAIL_ENTRY_LEN, AVAIL_RING_OFFSET, IDX_OFFSET, RingConfig, RingFormat, USED_ENTRY_LEN, USED_RING_OFFSET,
+    },
     memory::{GuestMemory, RegionSpec},
 };
+
+mod packed;
 
 /// Where a [`GuestRam`] begins unless said otherwise.
 pub const RAM_START: u64 = 0x10_0000;
@@ -156,6 +161,8 @@ pub struct Driver {
     /// An indirect table for each descriptor.
     tables: u64,
     buffers: Buffers,
+    /// What only a packed ring has.
+    packed: Option<packed::State>,
 }
 
 /// Room for buffers that come and go: each descriptor has its own.
@@ -173,7 +180,7 @@ impl Driver {
     pub fn new(ram: &GuestRam, size: u16, features: u64) -> Self {
         let count = u64::from(size);
         let desc = ram.alloc(16 * count, 16);
-        let avail = ram.alloc(6 + 2 * count, 2);
+        let avail = ram.alloc(6 + 2 * count, 4);
         let used = ram.alloc(6 + 8 * count, 4);
         let tables = ram.alloc(16 * count * count, 16);
         let buffers = Buffers {
@@ -187,7 +194,7 @@ impl Driver {
                 desc,
                 avail,
                 used,
-                next_avail: 0,
+                base: packed::base(features),
                 features,
             },
             free: (0..size).rev().collect(),
@@ -199,13 +206,23 @@ impl Driver {
             batch_last: None,
             tables,
             buffers,
+            packed: packed::State::new(features, size),
         }
+    }
+
+    /// Which kind of ring it has.
+    pub fn format(&self) -> RingFormat {
+        RingFormat::of(self.config.features)
     }
 
     /// Begin with both indices at `index`, as after many rounds.
     pub fn starting_at(mut self, index: u16) -> Self {
         (self.avail_idx, self.kicked_at, self.used_idx) = (index, index, index);
-        self.config.next_avail = index;
+        if self.packed.is_some() {
+            self.packed_start(index);
+            return self;
+        }
+        self.config.base = index.into();
         self.store16(self.config.used + IDX_OFFSET as u64, index);
         self.publish();
         self
@@ -225,6 +242,19 @@ impl Driver {
         }
         let indices = self.free.split_off(self.free.len() - count);
         let flags = flags(readable.len(), writable.len());
+        if self.packed.is_some() {
+            let buffers = readable.iter().chain(writable).zip(flags);
+            let descriptors = buffers.map(|(&(addr, len), flags)| Descriptor {
+                addr,
+                len,
+                flags,
+                next: 0,
+            });
+            let (head, descriptors) = (indices[0], descriptors.collect());
+            self.chains[usize::from(head)] = indices;
+            self.put(head, descriptors);
+            return Some(head);
+        }
         for (n, (&(addr, len), flags)) in readable.iter().chain(writable).zip(flags).enumerate() {
             let next = indices.get(n + 1).copied().unwrap_or(0);
             self.set_descriptor(indices[n], Descriptor { addr, len, flags, next });
@@ -247,20 +277,31 @@ impl Driver {
         let flags = flags(readable.len(), writable.len());
         for (n, (&(addr, len), flags)) in readable.iter().chain(writable).zip(flags).enumerate() {
             let next = u16::try_from(n + 1).expect("no more than the queue's size");
-            let bytes = Descriptor { addr, len, flags, next }.to_bytes();
+            let bytes = match self.packed {
+                None => Descriptor { addr, len, flags, next }.to_bytes(),
+                Some(_) => Descriptor {
+                    addr,
+                    len,
+                    flags: flags & DESC_F_WRITE,
+                    next: 0,
+                }
+                .to_packed_bytes(),
+            };
             self.write(table + (DESC_LEN * n) as u64, &bytes);
         }
         let len = u32::try_from(DESC_LEN * count).expect("a table is short");
-        self.set_descriptor(
-            head,
-            Descriptor {
-                addr: table,
-                len,
-                flags: DESC_F_INDIRECT,
-                next: 0,
-            },
-        );
+        let descriptor = Descriptor {
+            addr: table,
+            len,
+            flags: DESC_F_INDIRECT,
+            next: 0,
+        };
         self.chains[usize::from(head)] = vec![head];
+        if self.packed.is_some() {
+            self.put(head, vec![descriptor]);
+            return Some(head);
+        }
+        self.set_descriptor(head, descriptor);
         self.offer(head);
         Some(head)
     }
@@ -310,8 +351,12 @@ impl Driver {
         self.tables + (DESC_LEN as u64) * u64::from(self.config.size) * u64::from(index)
     }
 
-    /// Put a head in the next entry of the available ring, without publishing it.
+    /// Put a head in the next entry of the available ring, without publishing it; in a packed ring, the descriptors that
+    /// it had last.
     pub fn offer(&mut self, head: u16) {
+        if self.packed.is_some() {
+            return self.put_again(head);
+        }
         let slot = u64::from(self.avail_idx & (self.config.size - 1));
         self.store16(
             self.config.avail + AVAIL_RING_OFFSET as u64 + AVAIL_ENTRY_LEN as u64 * slot,
@@ -325,6 +370,9 @@ impl Driver {
 
     /// Let the device see all that was offered.
     pub fn publish(&mut self) {
+        if self.packed.is_some() {
+            return self.put_flags();
+        }
         self.set_avail_idx(self.avail_idx);
     }
 
@@ -333,6 +381,9 @@ impl Driver {
         fence(Ordering::SeqCst);
         let (old, new) = (self.kicked_at, self.avail_idx);
         self.kicked_at = new;
+        if self.packed.is_some() {
+            return self.packed_needs_kick(old, new);
+        }
         if self.event_idx() {
             let event = self.load16(self.config.used + USED_RING_OFFSET as u64 + 8 * u64::from(self.config.size));
             return new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old);
@@ -343,6 +394,9 @@ impl Driver {
     /// The next chain that the device is done with, and how many bytes it says it wrote. With IN_ORDER, one entry may stand
     /// for a batch (virtio 1.3 §2.7.9): all but its last say 0, as ours are batches of what the device only reads.
     pub fn used(&mut self) -> Option<(u16, u32)> {
+        if self.packed.is_some() {
+            return self.packed_used();
+        }
         if self.used_idx == self.published_used() {
             return None;
         }
@@ -382,8 +436,11 @@ impl Driver {
         (head, u32::from_le_bytes([l0, l1, l2, l3]))
     }
 
-    /// used.idx as the device published it.
+    /// used.idx as the device published it; of a packed ring, up to where it has used what was taken back.
     pub fn published_used(&self) -> u16 {
+        if self.packed.is_some() {
+            return self.used_idx;
+        }
         let bytes = self
             .mem
             .slice(self.config.used, USED_RING_OFFSET)
@@ -391,12 +448,13 @@ impl Driver {
         u16::from_le(bytes.load(IDX_OFFSET, Ordering::Acquire).expect("it is aligned"))
     }
 
-    /// Write any descriptor.
+    /// Write any descriptor; of a packed ring, the one in a slot, flags and all.
     pub fn set_descriptor(&self, index: u16, descriptor: Descriptor) {
-        self.write(
-            self.config.desc + DESC_LEN as u64 * u64::from(index),
-            &descriptor.to_bytes(),
-        );
+        let bytes = match self.packed {
+            None => descriptor.to_bytes(),
+            Some(_) => descriptor.to_packed_bytes(),
+        };
+        self.write(self.config.desc + DESC_LEN as u64 * u64::from(index), &bytes);
     }
 
     /// Write avail.idx, whatever was offered.
@@ -413,11 +471,17 @@ impl Driver {
 
     /// Ask for no calls (without EVENT_IDX).
     pub fn set_no_interrupt(&self, on: bool) {
+        if self.packed.is_some() {
+            return self.set_driver_event(0, u16::from(on));
+        }
         self.store16(self.config.avail, u16::from(on));
     }
 
     /// Ask for a call when used.idx passes `index` (with EVENT_IDX).
     pub fn set_used_event(&self, index: u16) {
+        if self.packed.is_some() {
+            return self.set_used_position(index);
+        }
         let at = self.config.avail + AVAIL_RING_OFFSET as u64 + 2 * u64::from(self.config.size);
         self.store16(at, index);
     }

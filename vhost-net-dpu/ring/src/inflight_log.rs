@@ -11,7 +11,7 @@ use vm_memory::VolatileMemoryError;
 
 use crate::{
     file::{self, FileFault},
-    layout::QUEUE_SIZE_MAX,
+    layout::{QUEUE_SIZE_MAX, RingFormat},
     mapping::Area,
 };
 
@@ -69,6 +69,12 @@ pub enum InflightError {
         /// How long it should be, in bytes.
         needed: u64,
     },
+    /// It is for rings of the other kind.
+    #[error("host gave an in-flight region for {region:?} rings, but guest's is the other kind: pass another one")]
+    Format {
+        /// What it is for.
+        region: RingFormat,
+    },
     /// It has no part for a queue.
     #[error("host gave an in-flight region of {queue_count} queues, without one for queue {index}")]
     NoSuchQueue {
@@ -104,6 +110,17 @@ pub enum InflightError {
         /// Where it is.
         used_idx: u16,
     },
+    /// A packed ring was to go on elsewhere, while something was unfinished.
+    #[error(
+        "the in-flight region was left at position {logged:#06x}, but guest's ring is to go on at {base:#06x}: the host \
+             gave the region of another ring; restart the VM"
+    )]
+    Position {
+        /// Where the region says that the device is.
+        logged: u16,
+        /// Where it is to go on.
+        base: u16,
+    },
     /// It could not be accessed at its own offsets.
     #[error("the in-flight region could not be accessed at its own offsets: report this as a bug")]
     Access,
@@ -119,26 +136,27 @@ impl From<VolatileMemoryError> for InflightError {
 #[derive(Debug)]
 pub struct InflightRegion {
     area: Area,
+    format: RingFormat,
     queue_count: u16,
     queue_size: u16,
 }
 
 impl InflightRegion {
     /// Bytes that so many queues need.
-    pub fn len_needed(queue_count: u16, queue_size: u16) -> u64 {
-        u64::from(queue_count) * queue_len(queue_size)
+    pub fn len_needed(format: RingFormat, queue_count: u16, queue_size: u16) -> u64 {
+        u64::from(queue_count) * queue_len(format, queue_size)
     }
 
     /// A new region: a memfd of [`InflightRegion::len_needed`] bytes, whose size is fixed.
     ///
     /// # Errors
     /// The numbers make no region, or the system has no memory or descriptors left.
-    pub fn create(queue_count: u16, queue_size: u16) -> Result<File, InflightError> {
+    pub fn create(format: RingFormat, queue_count: u16, queue_size: u16) -> Result<File, InflightError> {
         check_shape(queue_count, queue_size)?;
         let failed = |call| move |errno| InflightError::Create { call, errno };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create("in-flight", flags).map_err(failed("memfd_create"))?);
-        rustix::fs::ftruncate(&file, Self::len_needed(queue_count, queue_size)).map_err(failed("ftruncate"))?;
+        rustix::fs::ftruncate(&file, Self::len_needed(format, queue_count, queue_size)).map_err(failed("ftruncate"))?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&file, seals).map_err(failed("fcntl"))?;
         Ok(file)
@@ -148,17 +166,24 @@ impl InflightRegion {
     ///
     /// # Errors
     /// It is no memory file, not inside it, or too small for its queues.
-    pub fn map(file: &File, offset: u64, len: u64, queue_count: u16, queue_size: u16) -> Result<Self, InflightError> {
+    pub fn map(
+        file: &File,
+        offset: u64,
+        len: u64,
+        format: RingFormat,
+        (queue_count, queue_size): (u16, u16),
+    ) -> Result<Self, InflightError> {
         check_shape(queue_count, queue_size)?;
         if !offset.is_multiple_of(ENTRY_LEN as u64) {
             return Err(InflightError::Misaligned { offset });
         }
-        let needed = Self::len_needed(queue_count, queue_size);
+        let needed = Self::len_needed(format, queue_count, queue_size);
         if len < needed && on(Check::InflightRegion) {
             return Err(InflightError::TooSmall { len, needed });
         }
         Ok(Self {
             area: file::map_area(file, offset, needed)?,
+            format,
             queue_count,
             queue_size,
         })
@@ -176,19 +201,24 @@ impl InflightRegion {
         if index >= self.queue_count {
             return Err(no_such_queue);
         }
-        let len = queue_len(self.queue_size);
+        let len = queue_len(self.format, self.queue_size);
         let range = usize::try_from(u64::from(index) * len).and_then(|at| Ok((at, usize::try_from(len)?)));
         let area = range.ok().and_then(|(at, len)| self.area.part(at, len));
         Ok(InflightLog {
             area: area.ok_or(no_such_queue)?,
+            format: self.format,
             queue_size: self.queue_size,
         })
     }
 }
 
 /// Length of a queue's part in bytes.
-fn queue_len(queue_size: u16) -> u64 {
-    (HEADER_LEN as u64 + ENTRY_LEN as u64 * u64::from(queue_size)).next_multiple_of(QUEUE_ALIGNMENT)
+fn queue_len(format: RingFormat, queue_size: u16) -> u64 {
+    let (header_len, entry_len) = match format {
+        RingFormat::Split => (HEADER_LEN, ENTRY_LEN),
+        RingFormat::Packed => (packed::HEADER_LEN, packed::ENTRY_LEN),
+    };
+    (header_len as u64 + entry_len as u64 * u64::from(queue_size)).next_multiple_of(QUEUE_ALIGNMENT)
 }
 
 fn check_shape(queue_count: u16, queue_size: u16) -> Result<(), InflightError> {
@@ -205,6 +235,7 @@ fn check_shape(queue_count: u16, queue_size: u16) -> Result<(), InflightError> {
 #[derive(Debug)]
 pub struct InflightLog {
     area: Area,
+    format: RingFormat,
     queue_size: u16,
 }
 
@@ -221,18 +252,17 @@ impl InflightLog {
     /// # Errors
     /// [`InflightError::Access`], which would be a bug.
     pub fn forget(&self) -> Result<(), InflightError> {
+        if self.format == RingFormat::Packed {
+            // It is a new one, to be begun where the ring begins.
+            return self.store16(VERSION_OFFSET, 0);
+        }
         (0..self.queue_size)
             .try_for_each(|head| Ok(self.area.store(0u8, entry(head) + INFLIGHT_OFFSET, Ordering::Release)?))
     }
 
     /// Finish what was cut off, and find what was in flight. `used_idx` is that of the used ring.
     pub(crate) fn recover(self, ring_size: u16, used_idx: u16) -> Result<Recovered, InflightError> {
-        if ring_size > self.queue_size {
-            return Err(InflightError::RingLarger {
-                queue_size: self.queue_size,
-                ring_size,
-            });
-        }
+        self.check_ring(RingFormat::Split, ring_size)?;
         let heads = match self.load16(VERSION_OFFSET)? {
             0 => {
                 self.begin(used_idx)?;
@@ -256,6 +286,20 @@ impl InflightLog {
             last_batch_head: 0,
         };
         Ok(Recovered { journal, heads })
+    }
+
+    /// Is it for a ring of this kind and size?
+    fn check_ring(&self, format: RingFormat, ring_size: u16) -> Result<(), InflightError> {
+        if format != self.format {
+            return Err(InflightError::Format { region: self.format });
+        }
+        if ring_size > self.queue_size {
+            return Err(InflightError::RingLarger {
+                queue_size: self.queue_size,
+                ring_size,
+            });
+        }
+        Ok(())
     }
 
     /// Write a new log. Its version comes last, so that one that was cut off is begun again.
@@ -394,5 +438,6 @@ impl Journal {
     }
 }
 
+pub(crate) mod packed;
 #[cfg(test)]
 mod tests;

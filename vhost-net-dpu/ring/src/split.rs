@@ -7,174 +7,26 @@ use std::sync::{
 
 use outboard_controls::{Check, on};
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use vm_memory::VolatileMemoryError;
 
 use crate::{
+    ahead::{AHEAD_MAX, Ahead, Seen},
     chain::{Chain, Segment},
     descriptor::Descriptor,
+    error::RingError,
     heads::Heads,
-    inflight_log::{InflightError, InflightLog, Journal, Recovered},
+    inflight_log::{InflightLog, Journal, Recovered},
     layout::{ConfigFault, FLAGS_OFFSET, Layout, RingConfig, USED_ENTRY_LEN, USED_RING_OFFSET},
     log::RingLog,
     memory::GuestMemory,
     sigbus,
     view::GuestBytes,
-    walk::{self, ChainFault},
+    walk,
 };
 
 /// `flags` are 16 bits wide in memory.
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 const _: () = assert!(NO_INTERRUPT as u32 == VRING_AVAIL_F_NO_INTERRUPT && NO_NOTIFY as u32 == VRING_USED_F_NO_NOTIFY);
-
-/// Why a ring is not, or no longer, served.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RingError {
-    /// It cannot be set up.
-    #[error("guest set up a ring that cannot be used: {0}")]
-    Config(#[from] ConfigFault),
-    /// The available index is further ahead than there are descriptors.
-    #[error("guest moved avail.idx to {idx}, more than {size} entries past {next_avail}: reset the device")]
-    AvailIndexJump {
-        /// What it wrote.
-        idx: u16,
-        /// Where we are.
-        next_avail: u16,
-        /// The queue's size.
-        size: u16,
-    },
-    /// A head that is no descriptor.
-    #[error("guest made descriptor {head} available, but the queue has {size}: reset the device")]
-    HeadOutOfRange {
-        /// What it wrote.
-        head: u16,
-        /// The queue's size.
-        size: u16,
-    },
-    /// A head that the device has not given back yet.
-    #[error("guest made descriptor {head} available while the device still had it: reset the device")]
-    HeadInFlight {
-        /// Which.
-        head: u16,
-    },
-    /// A malformed chain.
-    #[error("guest gave a malformed chain at descriptor {head}: {fault}: reset the device")]
-    Chain {
-        /// Its first descriptor.
-        head: u16,
-        /// What is wrong.
-        fault: ChainFault,
-    },
-    /// A chain that is well formed but that this device cannot take.
-    #[error("guest gave a request that the device cannot take at descriptor {head}: {reason}: reset the device")]
-    Request {
-        /// Its first descriptor.
-        head: u16,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// The device gave back a head that it did not have.
-    #[error("the device gave back descriptor {head}, which it did not have: report this as a bug")]
-    NotInFlight {
-        /// Which.
-        head: u16,
-    },
-    /// More bytes are said to be written than the chain has room for.
-    #[error(
-        "the device says that it wrote {len} bytes to descriptor {head}, which has room for {room}: report this as a bug"
-    )]
-    UsedLen {
-        /// The chain's first descriptor.
-        head: u16,
-        /// What it says.
-        len: u32,
-        /// Writable bytes of the chain.
-        room: u64,
-    },
-    /// A chain was given back before one that was taken earlier, but the driver relies on the order.
-    #[error(
-        "the device gave back descriptor {head} before {due}, though it promised to keep the order: report this as a bug"
-    )]
-    OutOfOrder {
-        /// Which.
-        head: u16,
-        /// The one that is due.
-        due: u16,
-    },
-    /// What was in flight before cannot be known.
-    #[error(transparent)]
-    Inflight(#[from] InflightError),
-    /// Memory was taken away.
-    #[error("host took memory of the guest away while it was in use: restart the VM")]
-    MemoryVanished,
-    /// The host's side did something that ends the queue.
-    #[error("host broke the queue: {reason}")]
-    Host {
-        /// What it did.
-        reason: &'static str,
-    },
-    /// Ring memory could not be accessed as it should always be.
-    #[error("the ring's memory could not be accessed at its own offsets: report this as a bug")]
-    Access,
-}
-
-impl From<VolatileMemoryError> for RingError {
-    fn from(_: VolatileMemoryError) -> Self {
-        // Offsets are computed from the queue's size, for which the areas were measured and aligned.
-        Self::Access
-    }
-}
-
-/// Entries of the available ring that are looked at ahead.
-const AHEAD_MAX: u16 = 32;
-
-/// An entry of the available ring that was looked at.
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    head: u16,
-    /// Where its region is, if the chain is one buffer in one region, and in order.
-    place: Option<u16>,
-    first: Descriptor,
-}
-
-/// What is available and was looked at, but not taken.
-#[derive(Debug)]
-struct Ahead {
-    entries: Box<[Seen; AHEAD_MAX as usize]>,
-    /// The one to take next; those before it were taken.
-    next: u16,
-    /// Where they end.
-    end: u16,
-}
-
-impl Ahead {
-    fn new() -> Self {
-        Self {
-            entries: Box::new([Seen::default(); AHEAD_MAX as usize]),
-            next: 0,
-            end: 0,
-        }
-    }
-
-    #[inline]
-    fn pop(&mut self) -> Option<&Seen> {
-        if self.next == self.end {
-            return None;
-        }
-        let place = usize::from(self.next);
-        self.next += 1;
-        self.entries.get(place)
-    }
-
-    /// The one that was taken last is to be taken again.
-    fn unpop(&mut self) {
-        match self.next.checked_sub(1) {
-            Some(last) => self.next = last,
-            // It was of a former look.
-            None => (self.next, self.end) = (0, 0),
-        }
-    }
-}
 
 /// The device's side of one split virtqueue.
 #[derive(Debug)]
@@ -208,7 +60,7 @@ pub struct SplitRing {
 }
 
 impl SplitRing {
-    /// A ring at rest, which goes on at `config.next_avail` and at the used index in memory.
+    /// A ring at rest, which goes on at `config.base` and at the used index in memory.
     ///
     /// # Errors
     /// [`RingError::Config`] if its parts are misaligned, not in memory, or overlap.
@@ -216,11 +68,13 @@ impl SplitRing {
         let layout = Layout::new(&config, &mem)?;
         let used = layout.view.used_idx();
         let size = config.size;
+        let RingConfig { base, .. } = config;
+        let next_avail = u16::try_from(base).map_err(|_| ConfigFault::Base { base, size })?;
         Ok(Self {
             mem,
             layout,
-            next_avail: config.next_avail,
-            avail_idx: config.next_avail,
+            next_avail,
+            avail_idx: next_avail,
             ahead: Ahead::new(),
             near: 0,
             next_used: used,
@@ -237,7 +91,7 @@ impl SplitRing {
     }
 
     /// The same with a log of what is in flight. If one was kept before, the ring goes on where that says, whatever
-    /// `config.next_avail` is: [`SplitRing::pop`] yields first what was in flight, oldest first, and then what comes
+    /// `config.base` is: [`SplitRing::pop`] yields first what was in flight, oldest first, and then what comes
     /// after it.
     ///
     /// # Errors
@@ -260,7 +114,7 @@ impl SplitRing {
         Ok(ring)
     }
 
-    /// Go on at the used index in memory, whatever `next_avail` of the configuration was; before anything is popped. For a
+    /// Go on at the used index in memory, whatever the base of the configuration was; before anything is popped. For a
     /// device that uses chains in the order in which it takes them and that has none while it rests: for it the two are
     /// the same. A VMM whose connection broke may know an older one, since the device learns of that a moment later.
     pub fn resume_at_used(&mut self) {
@@ -486,7 +340,7 @@ impl SplitRing {
             let held = self.in_flight.remove(head);
             debug_assert!(held, "a chain that was pushed as used cannot be given back");
             self.next_avail = last;
-            self.ahead.unpop();
+            self.ahead.unpop(1);
             match self.popped.checked_sub(1) {
                 Some(left) => {
                     self.popped = left;

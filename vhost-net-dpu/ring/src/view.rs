@@ -120,6 +120,15 @@ impl GuestBytes<'_> {
         Some(Descriptor::from_raw(raw))
     }
 
+    /// The same of an indirect table of a packed ring.
+    #[inline]
+    pub(crate) fn packed_descriptor(self, index: u16) -> Option<Descriptor> {
+        let at = self.part(DESC_LEN * usize::from(index), DESC_LEN)?;
+        // SAFETY: the bytes are there.
+        let raw = unsafe { read_chunk(at.start.as_ptr()) };
+        Some(Descriptor::from_packed(raw))
+    }
+
     /// They are about to be looked at: fetch the first two lines.
     #[inline]
     pub(crate) fn prefetch(self) {
@@ -365,5 +374,8 @@ impl RingView {
     }
 }
 
+mod packed;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use packed::{EventArea, PackedView, UsedTail};

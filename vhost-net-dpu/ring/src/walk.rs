@@ -1,4 +1,4 @@
-//! From a head to a checked chain (virtio 1.3 §2.7.5).
+//! From a head to a checked chain (virtio 1.3 §2.7.5, §2.8.5).
 
 use outboard_controls::{Check, on};
 
@@ -7,6 +7,7 @@ use crate::{
     descriptor::{DESC_LEN, Descriptor},
     layout::Layout,
     memory::{GuestMemory, MemoryError},
+    view::{GuestBytes, RingView},
 };
 
 /// Bytes a chain may have in all (virtio 1.3 §2.7.5: a driver must not make a chain longer than 2^32 bytes).
@@ -24,6 +25,14 @@ pub enum ChainFault {
     TooLong {
         /// The queue's size.
         max: u16,
+    },
+    /// A chain of a packed ring that goes on at a descriptor that was not made available (virtio 1.3 §2.8.6).
+    #[error("it goes on in slot {slot}, whose flags {flags:#06x} do not say that it is available")]
+    NotAvailable {
+        /// Where in the ring.
+        slot: u16,
+        /// What is there.
+        flags: u16,
     },
     /// A descriptor names a next one that does not exist.
     #[error("descriptor {index} goes on at {next}, but there are {count}")]
@@ -103,7 +112,7 @@ pub enum ChainFault {
 /// Is the chain of this first descriptor one buffer in one region, as most are? Then it is in order; where its region
 /// is. Its first bytes are fetched.
 #[inline]
-pub(crate) fn alone(layout: &Layout, mem: &GuestMemory, first: Descriptor, near: u16) -> Option<u16> {
+pub(crate) fn alone<View>(layout: &Layout<View>, mem: &GuestMemory, first: Descriptor, near: u16) -> Option<u16> {
     let Descriptor { addr, len, .. } = first;
     if !first.is_alone() || len == 0 {
         return None;
@@ -124,26 +133,29 @@ pub(crate) fn walk(
     near: &mut u16,
 ) -> Result<(), ChainFault> {
     chain.reset(head);
-    let mut walk = Walk {
-        layout,
-        mem,
-        chain,
-        near: *near,
-        left: layout.size,
-        crossings_left: CROSSING_COUNT_MAX,
-    };
-    let result = walk.direct(head, first);
-    *near = walk.near;
-    chain.set_near(*near);
-    match result {
-        // The control of "rejected whole": hand out what was good so far, as an iterator that just ends would.
-        Err(_) if !on(Check::WholeChain) => Ok(()),
-        result => result,
-    }
+    let mut walk = Walk::new(layout, mem, chain, *near);
+    let result = walk.split(head, first);
+    walk.end(result, near)
 }
 
-struct Walk<'a> {
-    layout: &'a Layout,
+/// Fill `chain` from descriptors of a packed ring, of which the first was read already; `next` reads the one that
+/// follows (virtio 1.3 §2.8.5). The last one has the buffer's id.
+pub(crate) fn walk_packed<View>(
+    layout: &Layout<View>,
+    mem: &GuestMemory,
+    first: Descriptor,
+    next: impl FnMut() -> Result<Descriptor, ChainFault>,
+    chain: &mut Chain,
+    near: &mut u16,
+) -> Result<(), ChainFault> {
+    chain.reset(first.next);
+    let mut walk = Walk::new(layout, mem, chain, *near);
+    let result = walk.packed(first, next);
+    walk.end(result, near)
+}
+
+struct Walk<'a, View> {
+    layout: &'a Layout<View>,
     mem: &'a GuestMemory,
     chain: &'a mut Chain,
     /// Where the last buffer was in memory.
@@ -154,13 +166,13 @@ struct Walk<'a> {
     crossings_left: u16,
 }
 
-impl Walk<'_> {
-    fn direct(&mut self, head: u16, first: Descriptor) -> Result<(), ChainFault> {
+impl Walk<'_, RingView> {
+    fn split(&mut self, head: u16, first: Descriptor) -> Result<(), ChainFault> {
         let size = self.layout.size;
         let (mut index, mut descriptor) = (head, first);
         loop {
             if descriptor.is_indirect() {
-                return self.indirect(index, descriptor);
+                return self.table(index, descriptor);
             }
             self.buffer(descriptor)?;
             match self.next(index, descriptor, size)? {
@@ -173,7 +185,93 @@ impl Walk<'_> {
 
     /// A table of descriptors in guest memory, which ends the chain. Its own WRITE flag means nothing
     /// (virtio 1.3 §2.7.5.3.2).
-    fn indirect(&mut self, at: u16, table: Descriptor) -> Result<(), ChainFault> {
+    fn table(&mut self, at: u16, table: Descriptor) -> Result<(), ChainFault> {
+        let (entries, count) = self.indirect(at, table)?;
+        let mut index = 0;
+        loop {
+            // One read, as above.
+            let Some(descriptor) = entries.descriptor(index) else {
+                return Err(ChainFault::IndirectLen {
+                    len: table.len,
+                    max: self.layout.size,
+                });
+            };
+            if descriptor.is_indirect() {
+                return Err(ChainFault::NestedIndirect { index });
+            }
+            self.buffer(descriptor)?;
+            match self.next(index, descriptor, count)? {
+                Some(next) => index = next,
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+impl<'a, View> Walk<'a, View> {
+    fn new(layout: &'a Layout<View>, mem: &'a GuestMemory, chain: &'a mut Chain, near: u16) -> Self {
+        Self {
+            layout,
+            mem,
+            chain,
+            near,
+            left: layout.size,
+            crossings_left: CROSSING_COUNT_MAX,
+        }
+    }
+
+    fn end(self, result: Result<(), ChainFault>, near: &mut u16) -> Result<(), ChainFault> {
+        *near = self.near;
+        self.chain.set_near(*near);
+        match result {
+            // The control of "rejected whole": hand out what was good so far, as an iterator that just ends would.
+            Err(_) if !on(Check::WholeChain) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn packed(
+        &mut self,
+        first: Descriptor,
+        mut next: impl FnMut() -> Result<Descriptor, ChainFault>,
+    ) -> Result<(), ChainFault> {
+        let mut descriptor = first;
+        loop {
+            self.chain.set_head(descriptor.next);
+            if descriptor.is_indirect() {
+                return self.packed_table(descriptor);
+            }
+            self.buffer(descriptor)?;
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            if self.left == 0 {
+                return Err(ChainFault::TooLong { max: self.layout.size });
+            }
+            descriptor = next()?;
+        }
+    }
+
+    /// A table whose entries follow each other; of their flags only WRITE means something (virtio 1.3 §2.8.7).
+    fn packed_table(&mut self, table: Descriptor) -> Result<(), ChainFault> {
+        let (entries, count) = self.indirect(table.next, table)?;
+        for index in 0..count {
+            let Some(descriptor) = entries.packed_descriptor(index) else {
+                return Err(ChainFault::IndirectLen {
+                    len: table.len,
+                    max: self.layout.size,
+                });
+            };
+            if descriptor.is_indirect() {
+                return Err(ChainFault::NestedIndirect { index });
+            }
+            self.buffer(descriptor)?;
+        }
+        Ok(())
+    }
+
+    /// A table of descriptors in guest memory: its bytes, and how many it has.
+    fn indirect(&self, at: u16, table: Descriptor) -> Result<(GuestBytes<'a>, u16), ChainFault> {
         if !self.layout.indirect {
             return Err(ChainFault::IndirectNotNegotiated { index: at });
         }
@@ -196,19 +294,7 @@ impl Walk<'_> {
         if self.layout.holds(&(addr..addr + u64::from(len))) && on(Check::RingOverlap) {
             return Err(ChainFault::InRing { addr, len });
         }
-        let mut index = 0;
-        loop {
-            // One read, as above.
-            let descriptor = entries.descriptor(index).ok_or_else(bad_len)?;
-            if descriptor.is_indirect() {
-                return Err(ChainFault::NestedIndirect { index });
-            }
-            self.buffer(descriptor)?;
-            match self.next(index, descriptor, count)? {
-                Some(next) => index = next,
-                None => return Ok(()),
-            }
-        }
+        Ok((entries, count))
     }
 
     /// The index of the descriptor after this one in a table of `count`.

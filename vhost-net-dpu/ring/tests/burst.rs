@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use outboard_ring::{
-    Chain, GuestMemory, RingConfig, SplitRing,
+    Chain, GuestMemory, Ring, RingConfig,
     driver::{Driver, GuestRam},
 };
 use proptest::prelude::*;
@@ -13,6 +13,7 @@ const SIZE: u16 = 16;
 const RAM_LEN: u64 = 1 << 18;
 /// Where the other region begins: behind the first one, so that buffers go on in it.
 const IN_ORDER: u64 = 1 << 35;
+const PACKED: u64 = 1 << 34;
 const INDIRECT: u64 = 1 << 28;
 
 /// What happens next.
@@ -103,7 +104,7 @@ impl Made {
 
 struct Bench {
     driver: Driver,
-    ring: SplitRing,
+    ring: Ring,
     /// Where the first region ends.
     middle: u64,
     /// Where the next buffer goes.
@@ -125,7 +126,7 @@ impl Bench {
         let memory = Arc::new(GuestMemory::map(vec![ram.spec(), other.spec()]).expect("both are memfds"));
         let config: RingConfig = driver.config();
         Self {
-            ring: SplitRing::new(config, memory).expect("it is in order"),
+            ring: Ring::new(config, memory).expect("it is in order"),
             driver,
             middle,
             next: middle - (1 << 14),
@@ -257,8 +258,9 @@ impl Bench {
 
 proptest! {
     #[test]
-    fn what_is_taken_is_what_was_made(steps in steps(), in_order in any::<bool>()) {
-        let mut bench = Bench::new(INDIRECT | if in_order { IN_ORDER } else { 0 });
+    fn what_is_taken_is_what_was_made(steps in steps(), in_order in any::<bool>(), packed in any::<bool>()) {
+        let order = if in_order { IN_ORDER } else { 0 };
+        let mut bench = Bench::new(INDIRECT | order | if packed { PACKED } else { 0 });
         steps.into_iter().for_each(|step| bench.step(step));
         bench.step(Step::Add { readable: vec![1], writable: vec![], indirect: false, shown: true });
         bench.step(Step::GiveBack(usize::MAX));
@@ -273,7 +275,12 @@ proptest! {
 
 #[test]
 fn a_plain_buffer_is_filled_at_once_and_others_are_not() {
-    let mut bench = Bench::new(INDIRECT | IN_ORDER);
+    for format in [0, PACKED] {
+        plain_buffers(Bench::new(INDIRECT | IN_ORDER | format));
+    }
+}
+
+fn plain_buffers(mut bench: Bench) {
     let one = |readable: &[u32], writable: &[u32], indirect| Step::Add {
         readable: readable.into(),
         writable: writable.into(),

@@ -12,7 +12,7 @@ use std::{
 use outboard_controls::{Check, Off};
 use outboard_ring::{
     Chain, ChainFault, ConfigFault, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, GuestMemory, MemoryError,
-    RingConfig, RingError, Segment, SplitRing,
+    RingConfig, RingError, RingFormat, Segment, SplitRing,
     driver::{Driver, GuestRam, RAM_START},
 };
 
@@ -448,7 +448,7 @@ fn h25_a_racing_guest_gets_one_snapshot_or_an_error() {
         // Each ring takes the one entry before index 0, which names descriptor 0.
         while (good < 10_000 || refused < 10_000) && Instant::now() < deadline {
             let config = RingConfig {
-                next_avail: 65_535,
+                base: 65_535,
                 ..driver.config()
             };
             let mut ring = SplitRing::new(config, ram.memory().clone()).unwrap();
@@ -635,7 +635,9 @@ fn h27_rings_that_are_misaligned_unmapped_or_of_a_wrong_size_are_refused() {
             features: 1 << 34,
             ..config
         }),
-        ConfigFault::Packed
+        ConfigFault::Format {
+            format: RingFormat::Packed
+        }
     );
     // Without any memory there is no ring.
     assert!(SplitRing::new(config, Arc::new(GuestMemory::default())).is_err());

@@ -1,6 +1,6 @@
 //! What a session needs of a device.
 
-use outboard_ring::{CallFd, KickFd, RingError, RingLog, SplitRing};
+use outboard_ring::{CallFd, KickFd, Ring, RingError, RingLog};
 
 use crate::backend::BackendChannel;
 
@@ -8,7 +8,7 @@ use crate::backend::BackendChannel;
 #[derive(Debug)]
 pub struct QueueResources {
     /// The ring, over the session's memory.
-    pub ring: SplitRing,
+    pub ring: Ring,
     /// How the driver kicks.
     pub kick: Option<KickFd>,
     /// How the driver is called; without it, it polls.
@@ -95,12 +95,12 @@ pub trait Device: Send {
     /// # Errors
     /// It cannot be served. The session ends.
     fn start_queue(&mut self, index: u16, queue: QueueResources) -> Result<(), DeviceError>;
-    /// Stop a queue. Returns when nothing of it is in flight and its memory is no longer used, with the index at which
-    /// its available ring goes on. `None` if it did not run.
+    /// Stop a queue. Returns when nothing of it is in flight and its memory is no longer used, with where its ring
+    /// goes on (vhost-user, GET_VRING_BASE). `None` if it did not run.
     ///
     /// # Errors
     /// It could not be stopped. The session ends.
-    fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError>;
+    fn stop_queue(&mut self, index: u16) -> Result<Option<u32>, DeviceError>;
     /// Call the driver of a running queue by another descriptor from now on. It must be called once at once: what was
     /// used while there was no descriptor, or the old one, may not have been noticed.
     ///
@@ -112,8 +112,9 @@ pub trait Device: Send {
     /// # Errors
     /// It cannot. The session ends.
     fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError>;
-    /// Does the device finish requests out of order, so that a front-end should keep a log of what is in flight?
-    fn inflight(&self) -> bool;
+    /// Does the device finish requests out of order, so that a front-end should keep a log of what is in flight? Of one
+    /// that does not, the position is enough, and only packed rings need a log for that.
+    fn finishes_out_of_order(&self) -> bool;
     /// Go back to how the device was at the beginning of the session. All queues were stopped before.
     ///
     /// # Errors

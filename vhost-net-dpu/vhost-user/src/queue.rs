@@ -8,10 +8,10 @@ use crate::{error::SessionError, request::VringAddr};
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     pub(crate) size: Option<u16>,
-    /// Where the available ring goes on when the queue starts.
-    pub(crate) base: u16,
+    /// Where the ring goes on when the queue starts.
+    pub(crate) base: u32,
     /// What GET_VRING_BASE told, until the queue starts again.
-    pub(crate) told: Option<u16>,
+    pub(crate) told: Option<u32>,
     pub(crate) addr: Option<VringAddr>,
     /// Under which guest-physical address writes to the used ring are logged, if they are.
     pub(crate) log_used: Option<u64>,
@@ -42,7 +42,7 @@ impl Queue {
 pub(crate) fn ring_config(
     index: u16,
     (size, addr): (u16, VringAddr),
-    next_avail: u16,
+    base: u32,
     features: u64,
     memory: &GuestMemory,
 ) -> Result<RingConfig, SessionError> {
@@ -56,7 +56,7 @@ pub(crate) fn ring_config(
         desc: guest(addr.desc)?,
         avail: guest(addr.avail)?,
         used: guest(addr.used)?,
-        next_avail,
+        base,
         features,
     })
 }

@@ -3,7 +3,7 @@
 use std::{fs::File, ops::Range, sync::Arc};
 
 use outboard_controls::{Check, on};
-use outboard_ring::{CallFd, DirtyLog, GuestMemory, InflightRegion, KickFd, REGION_COUNT_MAX, SplitRing};
+use outboard_ring::{CallFd, DirtyLog, GuestMemory, InflightRegion, KickFd, REGION_COUNT_MAX, Ring, RingFormat};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
 use crate::{
@@ -175,7 +175,8 @@ impl<'a> Session<'a> {
         if self.device.has_config() {
             offered |= VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::BACKEND_REQ;
         }
-        if self.device.inflight() {
+        // A device that keeps the order has its position in memory, unless its rings are packed.
+        if self.device.finishes_out_of_order() || RingFormat::of(self.device.features()) == RingFormat::Packed {
             offered |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         }
         if self.device.takes_mtu() {
@@ -269,6 +270,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Which kind of ring the driver has.
+    fn format(&self) -> RingFormat {
+        RingFormat::of(self.features.unwrap_or(0))
+    }
+
     fn any_running(&self) -> bool {
         self.queues.iter().any(|queue| queue.running)
     }
@@ -328,7 +334,10 @@ impl<'a> Session<'a> {
             field: "base",
             value: base.into(),
         };
-        let base = u16::try_from(base).map_err(|_| wrong)?;
+        // That of a packed ring has two positions (vhost-user, "Vring descriptor indices for packed virtqueues").
+        if self.format() == RingFormat::Split && u16::try_from(base).is_err() {
+            return Err(wrong);
+        }
         self.queue(index).base = base;
         if self.queue(index).told.is_some_and(|told| told != base) {
             self.forget_inflight(index)?;
@@ -340,7 +349,7 @@ impl<'a> Session<'a> {
         let index = self.index(kind, index)?;
         self.stop(index)?;
         self.queue(index).stopped();
-        let state = [u32::from(index), u32::from(self.queue(index).base)];
+        let state = [u32::from(index), self.queue(index).base];
         Ok(Reply::Payload(state.into_iter().flat_map(u32::to_ne_bytes).collect()))
     }
 
@@ -426,8 +435,11 @@ impl<'a> Session<'a> {
         let config = ring_config(index, (size, addr), queue.base, features, &memory)?;
         let (kick, call) = (Some(kick.clone()), queue.call.clone());
         let mut ring = match &self.inflight {
-            None => SplitRing::new(config, memory),
-            Some(region) => SplitRing::with_inflight(config, memory, region.queue(index)?),
+            None => Ring::new(config, memory),
+            Some(region) if self.device.finishes_out_of_order() => {
+                Ring::with_inflight(config, memory, region.queue(index)?)
+            }
+            Some(region) => Ring::with_position(config, memory, region.queue(index)?),
         }
         .map_err(|source| SessionError::Ring { index, source })?;
         if ring.to_replay() > 0 {
@@ -460,11 +472,11 @@ impl<'a> Session<'a> {
         if !self.queue(index).running {
             return Ok(());
         }
-        let next_avail = self.device.stop_queue(index)?;
+        let base = self.device.stop_queue(index)?;
         let queue = self.queue(index);
         queue.running = false;
-        queue.base = next_avail.unwrap_or(queue.base);
-        tracing::debug!(queue = index, next_avail = queue.base, "queue stopped");
+        queue.base = base.unwrap_or(queue.base);
+        tracing::debug!(queue = index, base = queue.base, "queue stopped");
         Ok(())
     }
 

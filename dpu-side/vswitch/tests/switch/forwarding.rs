@@ -276,8 +276,8 @@ fn comes_back(index: u16) {
     rig.expect(&[IDLE, IDLE]);
     let mut queue = resources(&rig.guests[0].tx, rig.guests[0].ram.memory(), FEATURES);
     let mut config = rig.guests[0].tx.config();
-    config.next_avail = index;
-    queue.ring = outboard_ring::SplitRing::new(config, rig.guests[0].ram.memory().clone()).expect("sound");
+    config.base = index.into();
+    queue.ring = outboard_ring::Ring::new(config, rig.guests[0].ram.memory().clone()).expect("sound");
     rig.switch.start_queue("a", TX_QUEUE, queue).expect("a fresh session");
     rig.calls.0 = 0;
     rig.breathe();

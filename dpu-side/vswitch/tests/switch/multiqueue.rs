@@ -215,8 +215,8 @@ fn queues_start_and_stop_one_by_one() {
     // Where the ring stood, it goes on.
     let mut queue = rig.queue_resources(1, one);
     let mut config = rig.guests[1].pairs[1].rx.config();
-    config.next_avail = u16::try_from(all.values().filter(|pair| **pair == 1).count()).expect("few");
-    queue.ring = outboard_ring::SplitRing::new(config, rig.guests[1].ram.memory().clone()).expect("sound");
+    config.base = u32::try_from(all.values().filter(|pair| **pair == 1).count()).expect("few");
+    queue.ring = outboard_ring::Ring::new(config, rig.guests[1].ram.memory().clone()).expect("sound");
     rig.switch.start_queue("b", one.index(), queue).expect("it was stopped");
     assert_eq!(places(&mut rig, flows), all);
     for pair in 0..4 {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use outboard_ring::{
-    CallFd, GuestMemory, KickFd, Signals, SplitRing,
+    CallFd, GuestMemory, KickFd, Ring, Signals,
     driver::{Driver, GuestRam},
 };
 use outboard_vhost_user::QueueResources;
@@ -271,7 +271,7 @@ impl Guest {
 
 /// What a queue runs on, with eventfds of its own.
 pub fn resources(driver: &Driver, memory: &std::sync::Arc<GuestMemory>, features: u64) -> QueueResources {
-    let ring = SplitRing::new(driver.config(), memory.clone()).expect("a sound ring");
+    let ring = Ring::new(driver.config(), memory.clone()).expect("a sound ring");
     let fd = || eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
     let kick = Some(KickFd::new(fd()).expect("an eventfd"));
     let call = Some(CallFd::new(fd()).expect("an eventfd"));

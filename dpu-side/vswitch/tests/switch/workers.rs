@@ -247,7 +247,7 @@ fn a_queue_stops_when_its_last_frame_is_back() {
     fleet.breath_of(0);
     let told = Arc::new(AtomicU32::new(u32::MAX));
     let tell = told.clone();
-    let done = Box::new(move |next: Option<u16>| tell.store(next.map_or(0, u32::from), Ordering::Relaxed));
+    let done = Box::new(move |next: Option<u32>| tell.store(next.unwrap_or(0), Ordering::Relaxed));
     fleet.offer(0, 0, &crossing);
     fleet.workers[0].stop_queue_then("a", TX_QUEUE, done);
     fleet.breath_of(0);

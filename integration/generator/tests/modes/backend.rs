@@ -27,7 +27,7 @@ pub trait Engine: Send + 'static {
     }
     fn start(&mut self, port: usize, index: u16, queue: QueueResources) -> Result<(), DeviceError>;
     /// Stops a queue; `done` is told where it goes on.
-    fn stop(&mut self, port: usize, index: u16, done: mpsc::Sender<Option<u16>>);
+    fn stop(&mut self, port: usize, index: u16, done: mpsc::Sender<Option<u32>>);
     fn set_call(&mut self, port: usize, index: u16, call: Option<CallFd>) -> Result<(), DeviceError>;
     fn breathe(&mut self) -> bool;
 }
@@ -76,7 +76,7 @@ impl<E: Engine> Device for Served<E> {
         self.engine.lock().unwrap().start(self.port, index, queue)
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError> {
+    fn stop_queue(&mut self, index: u16) -> Result<Option<u32>, DeviceError> {
         let (done, stopped) = mpsc::channel();
         self.engine.lock().unwrap().stop(self.port, index, done);
         stopped.recv().map_err(|_| DeviceError::WorkerGone)
@@ -91,7 +91,7 @@ impl<E: Engine> Device for Served<E> {
         Err(DeviceError::QueueStopped { index })
     }
 
-    fn inflight(&self) -> bool {
+    fn finishes_out_of_order(&self) -> bool {
         false
     }
 
@@ -220,7 +220,7 @@ impl Engine for TwoPorts {
         self.0.start_queue(NAMES[port], index, queue)
     }
 
-    fn stop(&mut self, port: usize, index: u16, done: mpsc::Sender<Option<u16>>) {
+    fn stop(&mut self, port: usize, index: u16, done: mpsc::Sender<Option<u32>>) {
         done.send(self.0.stop_queue(NAMES[port], index)).unwrap();
     }
 
@@ -318,9 +318,9 @@ impl Engine for Wire {
         Ok(())
     }
 
-    fn stop(&mut self, port: usize, index: u16, done: mpsc::Sender<Option<u16>>) {
+    fn stop(&mut self, port: usize, index: u16, done: mpsc::Sender<Option<u32>>) {
         let queue = self.queues[port][usize::from(index)].take();
-        done.send(queue.map(|queue| queue.ring.next_avail())).unwrap();
+        done.send(queue.map(|queue| queue.ring.base())).unwrap();
     }
 
     fn set_call(&mut self, port: usize, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
@@ -368,7 +368,7 @@ impl Engine for Volume {
         self.0.start_queue(index, queue)
     }
 
-    fn stop(&mut self, _port: usize, index: u16, done: mpsc::Sender<Option<u16>>) {
+    fn stop(&mut self, _port: usize, index: u16, done: mpsc::Sender<Option<u32>>) {
         self.0.stop_queue(index, Box::new(move |next| done.send(next).unwrap()));
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io};
 
 use outboard_ring::{
-    KickFd, SplitRing,
+    KickFd, Ring,
     driver::{Driver, GuestRam},
 };
 use outboard_vhost_user::QueueResources;
@@ -52,7 +52,7 @@ impl Guest {
     /// What its queues run on: the receiving one, and the sending one.
     pub(super) fn queues(&self) -> io::Result<[QueueResources; 2]> {
         let resources = |driver: &Driver| -> io::Result<QueueResources> {
-            let ring = SplitRing::new(driver.config(), self.ram.memory().clone()).map_err(io::Error::other)?;
+            let ring = Ring::new(driver.config(), self.ram.memory().clone()).map_err(io::Error::other)?;
             let kick = KickFd::new(eventfd(0, EventfdFlags::CLOEXEC)?).map_err(io::Error::other)?;
             Ok(QueueResources {
                 ring,

@@ -104,7 +104,7 @@ fn a_chain_crosses_from_region_to_region_only_so_often() {
         desc: 0,
         avail: 0x4000,
         used: 0x8000,
-        next_avail: 0,
+        base: 0,
         features: 0,
     };
     let layout = crate::layout::Layout::new(&config, &mem).unwrap();

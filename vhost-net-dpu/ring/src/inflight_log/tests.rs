@@ -13,17 +13,20 @@ use crate::{
 const SIZE: u16 = 8;
 
 fn region() -> File {
-    InflightRegion::create(2, SIZE).unwrap()
+    InflightRegion::create(RingFormat::Split, 2, SIZE).unwrap()
 }
 
 fn log(file: &File) -> InflightLog {
-    let len = InflightRegion::len_needed(2, SIZE);
-    InflightRegion::map(file, 0, len, 2, SIZE).unwrap().queue(1).unwrap()
+    let len = InflightRegion::len_needed(RingFormat::Split, 2, SIZE);
+    InflightRegion::map(file, 0, len, RingFormat::Split, (2, SIZE))
+        .unwrap()
+        .queue(1)
+        .unwrap()
 }
 
 /// Where the second queue's part begins.
 fn part() -> u64 {
-    queue_len(SIZE)
+    queue_len(RingFormat::Split, SIZE)
 }
 
 fn read16(file: &File, offset: usize) -> u16 {
@@ -220,7 +223,7 @@ impl Model {
         }
         // A VMM says anything for the base; the log overrides it.
         let mut config = self.driver.config();
-        config.next_avail = config.next_avail.wrapping_add(5);
+        config.base = (config.base + 5) & 0xffff;
         self.ring = SplitRing::with_inflight(config, self.ram.memory().clone(), log(&self.file)).unwrap();
         (self.popped, self.held, self.staged) = (Vec::new(), Vec::new(), Vec::new());
         self.to_replay = self.in_flight.len();
@@ -275,7 +278,7 @@ fn the_used_index_alone_would_lose_a_and_repeat_c() {
     // Control: a ring without the log, from the used index on.
     let (model, heads) = kill_after_b_and_c();
     let mut config = model.driver.config();
-    config.next_avail = model.driver.published_used();
+    config.base = model.driver.published_used().into();
     let mut ring = SplitRing::new(config, model.ram.memory().clone()).unwrap();
     let mut chain = Chain::new();
     assert_eq!(ring.pop(&mut chain), Ok(true));
@@ -322,10 +325,16 @@ fn an_index_that_was_reset_with_nothing_in_flight_is_no_error() {
 
 #[test]
 fn a_new_region_is_sealed_and_empty_and_laid_out_as_others_do() {
-    let file = InflightRegion::create(3, 128).unwrap();
+    let file = InflightRegion::create(RingFormat::Split, 3, 128).unwrap();
     // 64 bytes of header and rounding, 16 a descriptor, as in libvhost-user and DPDK.
-    assert_eq!(InflightRegion::len_needed(3, 128), 3 * (64 + 16 * 128));
-    assert_eq!(file.metadata().unwrap().len(), InflightRegion::len_needed(3, 128));
+    assert_eq!(
+        InflightRegion::len_needed(RingFormat::Split, 3, 128),
+        3 * (64 + 16 * 128)
+    );
+    assert_eq!(
+        file.metadata().unwrap().len(),
+        InflightRegion::len_needed(RingFormat::Split, 3, 128)
+    );
     let seals = fcntl_get_seals(&file).unwrap();
     assert!(seals.contains(SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL));
     assert!(file.set_len(0).is_err());
@@ -334,15 +343,20 @@ fn a_new_region_is_sealed_and_empty_and_laid_out_as_others_do() {
             queue_count,
             queue_size,
         };
-        assert_eq!(InflightRegion::create(queue_count, queue_size).unwrap_err(), shape);
+        assert_eq!(
+            InflightRegion::create(RingFormat::Split, queue_count, queue_size).unwrap_err(),
+            shape
+        );
     }
 }
 
 #[test]
 fn h08_regions_that_do_not_hold_their_queues_are_refused() {
     let file = region();
-    let len = InflightRegion::len_needed(2, SIZE);
-    let map = |offset, len, count, size| InflightRegion::map(&file, offset, len, count, size).map(|_| ());
+    let len = InflightRegion::len_needed(RingFormat::Split, 2, SIZE);
+    let map = |offset, len, count, size| {
+        InflightRegion::map(&file, offset, len, RingFormat::Split, (count, size)).map(|_| ())
+    };
     assert_eq!(map(0, len, 2, SIZE), Ok(()));
     assert_eq!(
         map(0, len - 1, 2, SIZE),
@@ -362,7 +376,7 @@ fn h08_regions_that_do_not_hold_their_queues_are_refused() {
     for offset in [16, u64::MAX - 15] {
         assert!(matches!(map(offset, len, 2, SIZE), Err(InflightError::File(_))));
     }
-    let region = InflightRegion::map(&file, 0, len, 2, SIZE).unwrap();
+    let region = InflightRegion::map(&file, 0, len, RingFormat::Split, (2, SIZE)).unwrap();
     for index in [2, u16::MAX] {
         assert_eq!(
             region.queue(index).unwrap_err(),

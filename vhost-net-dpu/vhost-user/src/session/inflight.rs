@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use outboard_controls::{Check, on};
-use outboard_ring::InflightRegion;
+use outboard_ring::{InflightRegion, RingFormat};
 use vhost::vhost_user::message::FrontendReq;
 
 use super::{Reply, Session};
@@ -18,8 +18,8 @@ impl Session<'_> {
             queue_size,
             body_len,
         } = shape;
-        let file = InflightRegion::create(queue_count, queue_size)?;
-        let len = InflightRegion::len_needed(queue_count, queue_size);
+        let file = InflightRegion::create(self.format(), queue_count, queue_size)?;
+        let len = InflightRegion::len_needed(self.format(), queue_count, queue_size);
         let mut body: Vec<u8> = [len, 0].into_iter().flat_map(u64::to_ne_bytes).collect();
         body.extend([queue_count, queue_size].into_iter().flat_map(u16::to_ne_bytes));
         // Some front-ends have the padding in their messages and want it back.
@@ -40,8 +40,10 @@ impl Session<'_> {
         if self.any_running() {
             return Err(SessionError::InflightInUse);
         }
-        let region = InflightRegion::map(file, offset, len, shape.queue_count, shape.queue_size)?;
-        self.inflight = Some(region);
+        let region = InflightRegion::map(file, offset, len, self.format(), (shape.queue_count, shape.queue_size))?;
+        // A split ring that is used in order has its position in memory.
+        let needed = self.device.finishes_out_of_order() || self.format() == RingFormat::Packed;
+        self.inflight = needed.then_some(region);
         Ok(())
     }
 

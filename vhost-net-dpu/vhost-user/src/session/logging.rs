@@ -3,7 +3,7 @@
 use std::{fs::File, sync::Arc};
 
 use outboard_controls::{Check, on};
-use outboard_ring::{DirtyLog, GuestMemory, LogError, RingLog};
+use outboard_ring::{DirtyLog, GuestMemory, LogError, RingFormat, RingLog};
 use vhost::vhost_user::message::FrontendReq;
 
 use super::{F_LOG_ALL, Reply, Session};
@@ -72,7 +72,10 @@ impl Session<'_> {
         if !self.logging() {
             return Ok(None);
         }
-        if let (Some(start), Some(size)) = (queue.log_used, queue.size) {
+        // A packed ring is logged where it lies, and so in memory that the log covers.
+        if self.format() == RingFormat::Split
+            && let (Some(start), Some(size)) = (queue.log_used, queue.size)
+        {
             let len = USED_FIXED_LEN + USED_ENTRY_LEN * u64::from(size);
             check_covers(log, start.saturating_add(len))?;
         }

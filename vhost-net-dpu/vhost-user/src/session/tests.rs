@@ -50,8 +50,8 @@ impl Device for Strict {
         Ok(())
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError> {
-        Ok(self.running.remove(&index).map(|queue| queue.ring.next_avail()))
+    fn stop_queue(&mut self, index: u16) -> Result<Option<u32>, DeviceError> {
+        Ok(self.running.remove(&index).map(|queue| queue.ring.base()))
     }
 
     fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
@@ -64,7 +64,7 @@ impl Device for Strict {
         Ok(())
     }
 
-    fn inflight(&self) -> bool {
+    fn finishes_out_of_order(&self) -> bool {
         true
     }
 

@@ -100,21 +100,20 @@ impl Device for Echo {
 
     fn start_queue(&mut self, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
         let mut seen = self.log.seen();
-        seen.events
-            .push(format!("start {index} at {}", queue.ring.next_avail()));
+        seen.events.push(format!("start {index} at {}", queue.ring.base()));
         match seen.running.insert(index, queue) {
             None => Ok(()),
             Some(_) => Err(DeviceError::QueueRuns { index }),
         }
     }
 
-    fn stop_queue(&mut self, index: u16) -> Result<Option<u16>, DeviceError> {
+    fn stop_queue(&mut self, index: u16) -> Result<Option<u32>, DeviceError> {
         let mut seen = self.log.seen();
-        let next_avail = seen.running.remove(&index).map(|queue| queue.ring.next_avail());
-        if let Some(next_avail) = next_avail {
-            seen.events.push(format!("stop {index} at {next_avail}"));
+        let base = seen.running.remove(&index).map(|queue| queue.ring.base());
+        if let Some(base) = base {
+            seen.events.push(format!("stop {index} at {base}"));
         }
-        Ok(next_avail)
+        Ok(base)
     }
 
     fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
@@ -140,7 +139,7 @@ impl Device for Echo {
         Ok(())
     }
 
-    fn inflight(&self) -> bool {
+    fn finishes_out_of_order(&self) -> bool {
         self.has_config
     }
 

@@ -195,14 +195,14 @@ impl Frontend {
 
     /// Tell all about a queue, with the kick descriptor last.
     pub fn set_up_queue(&self, index: u32, driver: &Driver) {
-        self.set_up_queue_at(index, driver, driver.config().next_avail);
+        self.set_up_queue_at(index, driver, driver.config().base);
     }
 
     /// The same for a queue that goes on at `base`.
-    pub fn set_up_queue_at(&self, index: u32, driver: &Driver, base: u16) {
+    pub fn set_up_queue_at(&self, index: u32, driver: &Driver, base: u32) {
         let config = driver.config();
         self.ask(FrontendReq::SET_VRING_NUM, &words(&[index, config.size.into()]), &[]);
-        self.ask(FrontendReq::SET_VRING_BASE, &words(&[index, base.into()]), &[]);
+        self.ask(FrontendReq::SET_VRING_BASE, &words(&[index, base]), &[]);
         self.ask(FrontendReq::SET_VRING_ADDR, &vring_addr(index, driver), &[]);
         self.ask(
             FrontendReq::SET_VRING_CALL,
