@@ -264,7 +264,8 @@ impl Session {
         if self.remembered.inflight.is_some() || !offer.has(protocol_feature::INFLIGHT_SHMFD) {
             return Ok(None);
         }
-        let region = inflight::Inflight::make(offer.queues, inflight::OWN_QUEUE_SIZE, offer.queues)
+        let packed = self.remembered.packed();
+        let region = inflight::Inflight::make(packed, offer.queues, inflight::OWN_QUEUE_SIZE, offer.queues)
             .map_err(|source| Fault::Inflight(Code::SetInflightFd, source))?;
         Ok(Some(Change::Inflight(region)))
     }

@@ -107,12 +107,12 @@ impl Session {
                     ..
                 },
             ) => {
-                let made = Inflight::make(queue_count, queue_size, offer.queues);
+                let made = Inflight::make(self.remembered.packed(), queue_count, queue_size, offer.queues);
                 let region = made.map_err(|source| Fault::Inflight(code, source))?;
                 self.send_to_vmm(reply(code, region.payload(), [region.file]));
             }
             _ => {
-                let what = what(&request, &offer)?;
+                let what = what(&request, &offer, self.remembered.packed())?;
                 let asked = Asked { code, wants_ack, what };
                 self.take_in(asked, request, now)?;
             }
@@ -294,8 +294,10 @@ impl Session {
             Dpu::Away(Lost::Closed(_) | Lost::Never) => {}
             _ => return None,
         }
-        let Some(used_idx) = self.remembered.used_idx(index) else {
-            // Nobody can serve a ring that is nowhere.
+        let state = self.remembered.packed_state(index);
+        let is_whole = state.is_none_or(|state| !state.unfinished);
+        let Some(base) = self.remembered.stands(index) else {
+            // Nobody can serve a ring that is nowhere, and nobody has begun with it.
             return Some(ring.base);
         };
         let is_quiet = match self.kind {
@@ -303,7 +305,7 @@ impl Session {
             ObjectKind::Port => true,
             ObjectKind::Volume => self.remembered.in_flight(index) == Some(0),
         };
-        is_quiet.then_some(used_idx.into())
+        (is_quiet && is_whole).then_some(base)
     }
 
     /// Tries again to answer what is held, and reports it if it takes long.
@@ -345,7 +347,7 @@ fn config_answer(config: &[u8], offset: u32, len: u32, flags: u32) -> Vec<u8> {
 }
 
 /// What a request means.
-fn what(request: &Request, offer: &Offer) -> Result<What, Fault> {
+fn what(request: &Request, offer: &Offer, packed: bool) -> Result<What, Fault> {
     let code = request.code();
     let file = || request.descriptors.first().cloned();
     let missing = || Fault::Descriptors { code, want: 1, got: 0 };
@@ -375,7 +377,7 @@ fn what(request: &Request, offer: &Offer) -> Result<What, Fault> {
         (Code::SetFeatures, &Payload::U64(acked)) => Change::Features(acked),
         (Code::NetSetMtu, &Payload::U64(mtu)) => Change::Mtu(mtu),
         (Code::SetInflightFd, payload) => {
-            let passed = Inflight::passed(payload, file().ok_or_else(missing)?, offer.queues);
+            let passed = Inflight::passed(packed, payload, file().ok_or_else(missing)?, offer.queues);
             Change::Inflight(passed.map_err(|source| Fault::Inflight(code, source))?)
         }
         (Code::SetMemTable, Payload::Regions(regions)) => Change::Memory(
@@ -403,6 +405,8 @@ fn what(request: &Request, offer: &Offer) -> Result<What, Fault> {
             _ => return Err(wrong(num.into())),
         },
         (Code::SetVringBase, &Payload::VringState { index, num }) => match u16::try_from(num) {
+            // Of a packed ring it is two positions.
+            _ if packed => Change::Base(ring(index)?, num),
             Ok(_) => Change::Base(ring(index)?, num),
             Err(_) => return Err(wrong(num.into())),
         },

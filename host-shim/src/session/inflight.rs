@@ -1,4 +1,4 @@
-//! The region that tracks requests in flight (vhost-user, "Inflight I/O tracking"), split rings.
+//! The region that tracks requests in flight (vhost-user, "Inflight I/O tracking"), of split rings here.
 //!
 //! The shim makes the region and keeps it, so that it outlives the DPU's process; the DPU writes it. For each queue there
 //! is a header (`features` u64, `version`, `desc_num`, `last_batch_head`, `used_idx`, u16 each) and 16 bytes per
@@ -11,6 +11,10 @@ use rustix::{
 };
 
 use super::{framing::Descriptor, guest_memory::is_memory_file, request::Payload, vhost_user_wire::QUEUE_SIZE_MAX};
+
+mod packed;
+
+pub use packed::PackedState;
 
 /// Length of a queue's header in bytes.
 const HEADER_LEN: usize = 16;
@@ -55,6 +59,8 @@ pub struct Inflight {
     pub mmap_size: u64,
     /// Where it begins in its file.
     pub mmap_offset: u64,
+    /// Its rings are packed.
+    pub packed: bool,
     /// Rings it tracks.
     pub queue_count: u16,
     /// Entries per ring.
@@ -62,12 +68,16 @@ pub struct Inflight {
 }
 
 /// Length of one queue's part.
-fn queue_len(queue_size: u16) -> u64 {
-    (HEADER_LEN as u64 + u64::from(queue_size) * ENTRY_LEN as u64).next_multiple_of(ALIGNMENT)
+fn queue_len(packed: bool, queue_size: u16) -> u64 {
+    let (header_len, entry_len) = match packed {
+        false => (HEADER_LEN, ENTRY_LEN),
+        true => (packed::HEADER_LEN, packed::ENTRY_LEN),
+    };
+    (header_len as u64 + u64::from(queue_size) * entry_len as u64).next_multiple_of(ALIGNMENT)
 }
 
-fn check(queue_count: u16, queue_size: u16, queues: u16) -> Result<u64, InflightError> {
-    let needed = u64::from(queue_count) * queue_len(queue_size);
+fn check(packed: bool, queue_count: u16, queue_size: u16, queues: u16) -> Result<u64, InflightError> {
+    let needed = u64::from(queue_count) * queue_len(packed, queue_size);
     if !on(Check::SessionBounds) {
         return Ok(needed);
     }
@@ -85,8 +95,8 @@ impl Inflight {
     ///
     /// # Errors
     /// See [`InflightError`].
-    pub fn make(queue_count: u16, queue_size: u16, queues: u16) -> Result<Self, InflightError> {
-        let mmap_size = check(queue_count, queue_size, queues)?;
+    pub fn make(packed: bool, queue_count: u16, queue_size: u16, queues: u16) -> Result<Self, InflightError> {
+        let mmap_size = check(packed, queue_count, queue_size, queues)?;
         let file = memfd_create("outboard-inflight", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(InflightError::System)?;
         ftruncate(&file, mmap_size).map_err(InflightError::System)?;
@@ -96,6 +106,7 @@ impl Inflight {
             file: file.into(),
             mmap_size,
             mmap_offset: 0,
+            packed,
             queue_count,
             queue_size,
         })
@@ -105,7 +116,7 @@ impl Inflight {
     ///
     /// # Errors
     /// See [`InflightError`].
-    pub fn passed(payload: &Payload, file: Descriptor, queues: u16) -> Result<Self, InflightError> {
+    pub fn passed(packed: bool, payload: &Payload, file: Descriptor, queues: u16) -> Result<Self, InflightError> {
         let &Payload::Inflight {
             mmap_size,
             mmap_offset,
@@ -115,7 +126,7 @@ impl Inflight {
         else {
             return Err(InflightError::Outside);
         };
-        let needed = check(queue_count, queue_size, queues)?;
+        let needed = check(packed, queue_count, queue_size, queues)?;
         if mmap_size < needed && on(Check::SessionBounds) {
             return Err(InflightError::TooShort {
                 given: mmap_size,
@@ -132,6 +143,7 @@ impl Inflight {
             file,
             mmap_size,
             mmap_offset,
+            packed,
             queue_count,
             queue_size,
         })
@@ -154,12 +166,18 @@ impl Inflight {
     /// Entries of the batch that was published last may still be marked, where the DPU died between the used index and
     /// clearing them; these are done.
     pub fn in_flight(&self, queue: u16, used_idx: u16) -> Option<u16> {
+        let part = self.part(queue)?;
+        Some(count(&part, usize::from(self.queue_size), used_idx))
+    }
+
+    /// A queue's part of it.
+    fn part(&self, queue: u16) -> Option<Vec<u8>> {
         if queue >= self.queue_count {
             return None;
         }
-        let len = queue_len(self.queue_size);
+        let len = queue_len(self.packed, self.queue_size);
         let begin = self.mmap_offset.checked_add(u64::from(queue) * len)?;
-        let mut part = vec![0; HEADER_LEN + usize::from(self.queue_size) * ENTRY_LEN];
+        let mut part = vec![0; usize::try_from(len).ok()?];
         let mut have = 0;
         while have < part.len() {
             match pread(&self.file, &mut part[have..], begin + have as u64) {
@@ -169,7 +187,7 @@ impl Inflight {
                 Err(_) => return None,
             }
         }
-        Some(count(&part, used_idx))
+        Some(part)
     }
 }
 
@@ -179,9 +197,8 @@ fn u16_at(part: &[u8], at: usize) -> u16 {
         .map_or(0, |bytes| u16::from_le_bytes(*bytes))
 }
 
-fn count(part: &[u8], used_idx: u16) -> u16 {
+fn count(part: &[u8], entries: usize, used_idx: u16) -> u16 {
     let (last_batch_head, logged_idx) = (u16_at(part, 12), u16_at(part, 14));
-    let entries = (part.len() - HEADER_LEN) / ENTRY_LEN;
     let at = |entry: u16| HEADER_LEN + usize::from(entry) * ENTRY_LEN;
     let mut marked: Vec<bool> = (0..entries).map(|e| part[HEADER_LEN + e * ENTRY_LEN] == 1).collect();
     // The chain of the last batch is as long as the used ring is ahead of the log.

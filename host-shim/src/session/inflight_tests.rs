@@ -5,11 +5,11 @@ use rustix::{fs::fcntl_get_seals, io::pwrite};
 use super::*;
 
 fn region() -> Inflight {
-    Inflight::make(2, 8, 4).unwrap()
+    Inflight::make(false, 2, 8, 4).unwrap()
 }
 
 fn mark(region: &Inflight, queue: u64, entry: u64, inflight: u8, next: u16) {
-    let at = queue * queue_len(8) + 16 + entry * 16;
+    let at = queue * queue_len(false, 8) + 16 + entry * 16;
     let mut bytes = [0; 8];
     bytes[0] = inflight;
     bytes[6..8].copy_from_slice(&next.to_le_bytes());
@@ -17,7 +17,7 @@ fn mark(region: &Inflight, queue: u64, entry: u64, inflight: u8, next: u16) {
 }
 
 fn header(region: &Inflight, queue: u64, last_batch_head: u16, used_idx: u16) {
-    let at = queue * queue_len(8) + 12;
+    let at = queue * queue_len(false, 8) + 12;
     pwrite(&region.file, &last_batch_head.to_le_bytes(), at).unwrap();
     pwrite(&region.file, &used_idx.to_le_bytes(), at + 2).unwrap();
 }
@@ -34,13 +34,13 @@ fn passed(region: &Inflight, change: impl FnOnce(&mut Fields)) -> Result<Infligh
         queue_count: fields.2,
         queue_size: fields.3,
     };
-    Inflight::passed(&payload, region.file.clone(), 4)
+    Inflight::passed(false, &payload, region.file.clone(), 4)
 }
 
 #[test]
 fn a_region_is_as_long_as_its_queues_need_and_cannot_change_its_length() {
     for (size, len) in [(8, 192), (128, 2112), (256, 4160), (1024, 16448)] {
-        let region = Inflight::make(3, size, 4).unwrap();
+        let region = Inflight::make(false, 3, size, 4).unwrap();
         assert_eq!(region.mmap_size, 3 * len);
         assert_eq!(u64::try_from(fstat(&region.file).unwrap().st_size).unwrap(), 3 * len);
         let seals = fcntl_get_seals(&region.file).unwrap();
@@ -121,7 +121,7 @@ fn hostile_case_8_what_a_vmm_passes_is_checked() {
     };
     let socket = std::sync::Arc::new(std::os::fd::OwnedFd::from(socket));
     assert_eq!(
-        Inflight::passed(&payload, socket, 4).unwrap_err(),
+        Inflight::passed(false, &payload, socket, 4).unwrap_err(),
         InflightError::Outside
     );
 }

@@ -5,15 +5,20 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use super::{
     framing::{Descriptor, Message},
     guest_memory::{GuestMemory, MappedRegion},
-    inflight::Inflight,
+    inflight::{Inflight, PackedState},
     request::Region,
-    vhost_user_wire::{Code, FLAG_NEED_REPLY, FLAG_VERSION, VIRTIO_F_LOG_ALL, VRING_NO_DESCRIPTOR},
+    vhost_user_wire::{
+        Code, FLAG_NEED_REPLY, FLAG_VERSION, VIRTIO_F_LOG_ALL, VIRTIO_F_RING_PACKED, VRING_NO_DESCRIPTOR,
+    },
 };
 
 /// Regions that fit one `SET_MEM_TABLE`, as every back-end takes them (vhost-user, `VHOST_MEMORY_BASELINE_NREGIONS`).
 const TABLE_REGIONS_MAX: usize = 8;
 /// Where a ring's index stands in its used ring (virtio 1.3 §2.7.8).
 const USED_IDX_OFFSET: u64 = 2;
+/// Length of a descriptor, and where its flags are in a packed ring (virtio 1.3 §2.8.13).
+const DESCRIPTOR_LEN: u64 = 16;
+const DESCRIPTOR_FLAGS_OFFSET: u64 = 14;
 
 /// Addresses of a ring, as `SET_VRING_ADDR` gives them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +160,9 @@ impl Remembered {
                     self.log = None;
                 }
                 self.features = Some(acked);
+                // Firmware may have had rings of the other kind.
+                let packed = self.packed();
+                self.inflight.take_if(|region| region.packed != packed);
             }
             Change::Inflight(region) => self.inflight = Some(region),
             Change::Memory(regions) => self.memory = GuestMemory::new(regions),
@@ -190,6 +198,34 @@ impl Remembered {
         }
     }
 
+    /// Are the rings packed?
+    pub fn packed(&self) -> bool {
+        self.features
+            .is_some_and(|features| features & VIRTIO_F_RING_PACKED != 0)
+    }
+
+    /// Where a packed ring stands, if its region and the ring can be read.
+    pub fn packed_state(&self, index: u16) -> Option<PackedState> {
+        let addr = self.rings.get(usize::from(index))?.addr?;
+        let flags_at = |slot: u16| {
+            let offset = DESCRIPTOR_LEN * u64::from(slot) + DESCRIPTOR_FLAGS_OFFSET;
+            self.memory.read_u16(addr.descriptor.checked_add(offset)?)
+        };
+        self.inflight.as_ref()?.packed_state(index, flags_at)
+    }
+
+    /// Up to where a ring is used, as GET_VRING_BASE tells it, if that can be read: of a packed ring that is the position
+    /// of both sides (vhost-user, "Vring descriptor indices for packed virtqueues").
+    pub fn stands(&self, index: u16) -> Option<u32> {
+        match self.packed() {
+            false => self.used_idx(index).map(u32::from),
+            true => {
+                let position = u32::from(self.packed_state(index)?.position?);
+                Some(position | position << 16)
+            }
+        }
+    }
+
     /// Where a ring's used index stands, if it can be read.
     pub fn used_idx(&self, index: u16) -> Option<u16> {
         let addr = self.rings.get(usize::from(index))?.addr?;
@@ -200,8 +236,8 @@ impl Remembered {
     /// read stays as it is: such a ring cannot be served either.
     pub fn refresh_bases(&mut self) {
         for index in self.indices() {
-            if let (Some(used_idx), true) = (self.used_idx(index), self.rings[usize::from(index)].is_live()) {
-                self.rings[usize::from(index)].base = used_idx.into();
+            if let (Some(base), true) = (self.stands(index), self.rings[usize::from(index)].is_live()) {
+                self.rings[usize::from(index)].base = base;
             }
         }
     }
@@ -213,6 +249,9 @@ impl Remembered {
 
     /// Requests in flight on one ring; none if nothing tells.
     pub fn in_flight(&self, index: u16) -> Option<u16> {
+        if self.packed() {
+            return self.packed_state(index).map(|state| state.in_flight);
+        }
         let used_idx = self.used_idx(index)?;
         self.inflight.as_ref()?.in_flight(index, used_idx)
     }

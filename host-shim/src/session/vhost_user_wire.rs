@@ -33,6 +33,8 @@ pub const VRING_NO_DESCRIPTOR: u64 = 0x100;
 pub const VIRTIO_F_LOG_ALL: u64 = 1 << 26;
 /// Virtio feature bit: the backend speaks protocol features.
 pub const VIRTIO_F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Virtio feature bit `VIRTIO_F_RING_PACKED` (virtio 1.3 §6).
+pub const VIRTIO_F_RING_PACKED: u64 = 1 << 34;
 /// Virtio feature bit `VIRTIO_F_VERSION_1` (virtio 1.3 §6): only a driver acks it.
 pub const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 

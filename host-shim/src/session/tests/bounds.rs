@@ -87,7 +87,7 @@ fn hostile_case_13_memory_beyond_the_slots() {
 
 #[test]
 fn hostile_case_8_in_flight_regions_out_of_range() {
-    let region = Inflight::make(4, 256, 4).unwrap();
+    let region = Inflight::make(false, 4, 256, 4).unwrap();
     let set = |change: fn(&mut Inflight)| {
         let mut region = region.clone();
         change(&mut region);
