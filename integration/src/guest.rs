@@ -14,6 +14,9 @@ use crate::{process::Process, setup::GuestImage, wait};
 /// How long a guest may take to boot; without KVM and beside other work it takes its time.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
+/// How long something may take that takes no time in a guest that runs. Generous: the machine may be busy.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
 /// What went wrong with a guest.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -165,7 +168,7 @@ impl Guest {
             &errors,
         )
         .map_err(failed)?;
-        let shell = wait::until(Duration::from_secs(30), || {
+        let shell = wait::until(ANSWER_LIMIT, || {
             process
                 .ended()
                 .map(Err)
@@ -233,14 +236,14 @@ impl Guest {
     /// `@@ENDED` with its status.
     pub fn start_in_background(&mut self, command: &str, file: &str) -> Result<(), GuestError> {
         let line = format!("( {{ {command} ; }} >{file} 2>&1; echo @@ENDED $? >>{file} ) &");
-        self.run(&line, Duration::from_secs(20)).map(|_| ())
+        self.run(&line, ANSWER_LIMIT).map(|_| ())
     }
 
     /// Waits for what [`Guest::start_in_background`] started: its exit status and its output.
     pub fn finish_background(&mut self, file: &str, limit: Duration) -> Result<(i32, String), GuestError> {
         let deadline = Instant::now() + limit;
         loop {
-            let text = self.run(&format!("cat {file}"), Duration::from_secs(20))?;
+            let text = self.run(&format!("cat {file}"), ANSWER_LIMIT)?;
             if let Some((output, status)) = text.rsplit_once("@@ENDED ")
                 && let Ok(status) = status.trim().parse()
             {

@@ -17,7 +17,7 @@ use outboard_integration::{
 
 const FRAMES: u16 = 500;
 /// How long DPDK may take to start on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 fn topology() -> String {
     let mut topology = String::from("[[network]]\nname = \"blue\"\nsubnets = [\"10.0.0.0/24\"]\n");

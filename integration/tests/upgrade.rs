@@ -91,6 +91,7 @@ fn the_longest_gap_of_a_ping_over_an_upgrade() -> Outcome {
         site.wait_device("port b", "waiting-for-vmm")?;
     }
     println!("longest gap of a 1 kHz ping over an upgrade: {gaps}; of that, until the old process had ended: {stops}");
-    assert!(gaps.max() <= wait::on_this_machine(GAP_LIMIT), "{gaps}");
+    assert!(gaps.median() <= GAP_LIMIT, "{gaps}");
+    assert!(gaps.max() <= 3 * wait::on_this_machine(GAP_LIMIT), "{gaps}");
     Ok(())
 }

@@ -203,7 +203,15 @@ fn a_thousand_reconnects_leave_nothing_behind() {
         }
     }
     bring_up(&mut process.vmm("vm1"), true);
-    assert_eq!(at_rest(), before, "descriptors, threads");
+    let mut now = at_rest();
+    let settled = (0..10).any(|_| {
+        let settled = now.0 <= before.0 && now.1 <= before.1;
+        if !settled {
+            now = at_rest();
+        }
+        settled
+    });
+    assert!(settled, "descriptors, threads: {before:?} before, {now:?} after");
 }
 
 #[test]
@@ -213,11 +221,16 @@ fn an_idle_session_costs_no_cpu_time() {
     dpu.grant("vm1");
     let mut vmm = process.vmm("vm1");
     bring_up(&mut vmm, true);
-    let before = process.ticks();
-    std::thread::sleep(Duration::from_secs(3));
-    let spent = process.ticks() - before;
-    // 0.5 % of a core would be 1.5 ticks; a thread that spins takes 300.
-    assert!(spent <= 2, "{spent} hundredths of a second in three idle seconds");
+    let mut spent = 0;
+    // What a busy machine has kept it from doing before, it does in the first seconds.
+    let idle = (0..3).any(|_| {
+        let before = process.ticks();
+        std::thread::sleep(Duration::from_secs(3));
+        spent = process.ticks() - before;
+        // 0.5 % of a core would be 1.5 ticks; a thread that spins takes 300.
+        spent <= 2
+    });
+    assert!(idle, "{spent} hundredths of a second in three idle seconds");
     assert_eq!(
         vmm.get_features().unwrap(),
         crate::fake_dpu::VIRTIO_FEATURES,
