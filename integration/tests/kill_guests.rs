@@ -99,9 +99,12 @@ impl Scene {
             .zip(&volume)
             .position(|(one, other)| one != other);
         assert_eq!(
-            differs, None,
-            "a byte that the guest wrote and flushed is not covered by a sync ({} writes, {} syncs)",
-            survivors.writes, survivors.syncs
+            differs,
+            None,
+            "a byte that the guest wrote and flushed is not covered by a sync ({} writes, {} syncs)\n{}",
+            survivors.writes,
+            survivors.syncs,
+            self.site.log("dpu")
         );
         assert!(survivors.syncs > 0 && survivors.writes > 1000, "fio wrote and flushed");
         Ok(())
