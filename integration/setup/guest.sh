@@ -62,7 +62,7 @@ ln -sf /proc/mounts "$tree/etc/mtab"
 base=${modules_dir%/lib/modules/*}
 cp "$modules_dir"/modules.{builtin,builtin.modinfo,order} "$tree/lib/modules/$version/"
 depmod -b "$base" "$version"
-modprobe -d "$base" -S "$version" -a --show-depends virtio_pci virtio_net virtio_blk crc32c_generic ext4 2>/dev/null |
+modprobe -d "$base" -S "$version" -a --show-depends virtio_pci virtio_net virtio_blk crc32c_generic ext4 8021q 2>/dev/null |
     awk '$1 == "insmod" {print $2}' | sort -u | while read -r module; do
     to=$tree/lib/modules/$version/${module#*"/lib/modules/$version/"}
     install -D -m644 "$module" "$to"

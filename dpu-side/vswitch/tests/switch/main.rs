@@ -21,6 +21,7 @@ mod spoofing;
 mod trace;
 mod trunk;
 mod trunk_offload;
+mod trunk_workers;
 mod victims;
 mod workers;
 mod workers_threads;
