@@ -77,8 +77,8 @@ pub(crate) struct Source<'a> {
     pub(crate) memory: &'a GuestMemory,
     /// The virtio header, then the frame.
     pub(crate) chain: &'a Chain,
-    /// What to add to an offset in the frame, behind its head, to have it in the chain: see [`crate::record::Record::start`].
-    pub(crate) start: usize,
+    /// What it is: it tells where in the chain what follows the head is.
+    pub(crate) record: &'a Record,
     /// Its private first bytes.
     pub(crate) head: &'a [u8],
     /// Its length in bytes, without the virtio header; no less than the head's.
@@ -91,7 +91,7 @@ impl<'a> Source<'a> {
         Payload::Guest {
             memory: self.memory,
             chain: self.chain,
-            offset: self.start + offset,
+            offset: self.record.start() + offset,
             len,
         }
     }
@@ -102,7 +102,10 @@ impl<'a> Source<'a> {
             .0
             .get_mut(..self.len.saturating_sub(offset))
             .ok_or(RxDrop::SourceGone)?;
-        match self.chain.read_at(self.memory, (self.start + offset) as u64, bytes) {
+        match self
+            .chain
+            .read_at(self.memory, (self.record.start() + offset) as u64, bytes)
+        {
             Ok(()) => Ok(bytes),
             Err(_) => Err(RxDrop::SourceGone),
         }

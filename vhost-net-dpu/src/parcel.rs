@@ -96,7 +96,7 @@ impl Parcel {
         let source = Source {
             memory: &self.memory,
             chain: &self.chain,
-            start: self.record.start(),
+            record: &self.record,
             head: self.head.bytes(),
             len: self.head.frame_len,
         };

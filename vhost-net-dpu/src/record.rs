@@ -168,7 +168,7 @@ impl Record {
 
     /// The same for what most frames are: TCP or UDP, straight after an IPv4 header without options or IPv6's, and whole.
     /// False if the frame is anything else, or not in order.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fill_plain(&mut self, head: &[u8], frame_len: usize) -> bool {
         // The EtherType and the first byte of what follows.
         match head.get(12..).and_then(|rest| rest.first_chunk()) {

@@ -87,7 +87,7 @@ impl RxQueue {
         let Source {
             memory,
             chain,
-            start: offset,
+            record,
             head,
             len,
         } = source;
@@ -97,7 +97,7 @@ impl RxQueue {
         let start = HEADER_LEN + head.len();
         let rest = match len.saturating_sub(head.len()) {
             0 => None,
-            rest => match chain.readable_piece(memory, (offset + head.len()) as u64, rest) {
+            rest => match chain.readable_piece(memory, (record.start() + head.len()) as u64, rest) {
                 None => return false,
                 some => some,
             },

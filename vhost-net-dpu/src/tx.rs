@@ -130,7 +130,7 @@ impl Head {
     }
 
     /// Finds out what the frame is, and checks what its sender asks for. `tagged` hears of a tag, which was taken off then.
-    #[inline]
+    #[inline(always)]
     fn inspect(
         &mut self,
         record: &mut Record,
@@ -426,7 +426,7 @@ impl TxQueue {
         let source = Source {
             memory: self.memory(),
             chain: self.chains.get(slot)?,
-            start: record.start(),
+            record,
             head: head.bytes(),
             len: head.frame_len,
         };

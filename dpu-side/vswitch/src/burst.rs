@@ -226,13 +226,11 @@ impl Switch {
             return (0, 0);
         };
         let first = slots.start;
-        let mut decided = decide(
-            (&self.policy, rules, from.port),
-            &running.queue,
-            &mut self.fates,
-            (slots, refused),
-            most,
-        );
+        let (queue, fates) = (&running.queue, &mut self.fates);
+        let mut decided = match refused {
+            None => decide((&self.policy, rules, from.port), queue, fates, slots, most),
+            Some(reason) => refuse(reason, queue, fates, slots, most),
+        };
         if decided.asks {
             let burst = firewall::Burst {
                 policy: &self.policy,
@@ -381,20 +379,38 @@ impl Switch {
     }
 }
 
-/// Asks the layers about each frame in these slots of a burst, until together they cost `most`. Those that are refused
-/// beforehand, for a reason that all of them have, are not asked about.
+/// Drops each frame in these slots of a burst, for a reason that all of them have and that nobody is asked about.
+#[cold]
+fn refuse(reason: DropReason, tx: &TxQueue, fates: &mut Fates, slots: Range<usize>, most: usize) -> Decided {
+    let mut decided = Decided::default();
+    for slot in slots.take(most) {
+        let (Some(record), Some(fate)) = (tx.records().get(slot), fates.0.get_mut(slot)) else {
+            break;
+        };
+        // One that is no frame has a reason of its own.
+        *fate = Fate::Drop(tx.refusal(slot).map_or(reason, Into::into));
+        decided.slots += 1;
+        decided.bytes += u64::from(record.len);
+        decided.cost += 1;
+    }
+    decided
+}
+
+/// Asks the layers about each frame in these slots of a burst, until together they cost `most`.
 fn decide(
     (policy, rules, port): (&PolicySet, &Rules, usize),
     tx: &TxQueue,
     fates: &mut Fates,
-    (slots, refused): (Range<usize>, Option<DropReason>),
+    slots: Range<usize>,
     most: usize,
 ) -> Decided {
     let mut decided = Decided::default();
     let mut last = Destination::default();
+    let first = slots.start;
     let records = tx.records().get(slots.clone()).unwrap_or_default();
-    let fates = fates.0.get_mut(slots.clone()).unwrap_or_default();
-    for ((slot, record), fate) in slots.zip(records).zip(fates) {
+    let fates = fates.0.get_mut(slots).unwrap_or_default();
+    for ((index, record), fate) in records.iter().enumerate().zip(fates) {
+        let slot = first + index;
         let ingress = Ingress {
             port,
             rules,
@@ -404,12 +420,9 @@ fn decide(
         };
         let outcome = match record.class {
             Class::Refused => Err(tx.refusal(slot).map_or(DropReason::MalformedChain, Into::into)),
-            _ => match refused {
-                None => layers::decide(&ingress, &mut last),
-                Some(reason) => Err(reason),
-            },
+            _ => layers::decide(&ingress, &mut last),
         };
-        decided.slots += 1;
+        decided.slots = index + 1;
         decided.bytes += u64::from(record.len);
         let copies = match outcome {
             Err(reason) => {

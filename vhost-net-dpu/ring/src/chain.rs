@@ -154,7 +154,8 @@ impl Chain {
     ///
     /// # Errors
     /// The chain has fewer bytes, or its memory was taken away.
-    #[inline]
+    // For each frame, once.
+    #[inline(always)]
     pub fn read_at(&self, mem: &GuestMemory, offset: u64, buf: &mut [u8]) -> Result<(), ChainError> {
         match self.piece_of(self.readable(), offset, buf.len()) {
             // Most are in one piece.
