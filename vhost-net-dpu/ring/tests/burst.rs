@@ -142,6 +142,10 @@ impl Bench {
         if self.next + u64::from(len) > self.middle + (1 << 14) {
             self.next = self.middle - (1 << 14);
         }
+        // Two that meet at the border would look like one that crosses it.
+        if self.next == self.middle {
+            self.next += 1;
+        }
         let addr = self.next;
         self.next += u64::from(len);
         (addr, len)
