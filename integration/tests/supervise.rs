@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -10,9 +13,14 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
-use outboard_integration::{binaries::Binaries, stack::Stack, wait};
+use outboard_integration::{
+    binaries::Binaries,
+    frontend::{BlkGuest, NetGuest},
+    stack::Stack,
+    wait,
+};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -179,5 +187,46 @@ fn a_dpu_that_somebody_else_started_makes_way() -> Outcome {
     assert!(ended.is_some(), "it was asked to stop");
     assert!(scene.becomes_whole());
     scene.stack.stop()?;
+    Ok(())
+}
+
+/// Everything works for a user who may do nothing special: `nobody`, where these tests run as root.
+#[test]
+fn up_needs_no_root() -> Outcome {
+    const NOBODY: u32 = 65534;
+    let folder = tempfile::tempdir()?;
+    // where that user may read them
+    let binaries = Binaries::build()?.copy_to(folder.path())?;
+    let topology = folder.path().join("t.toml");
+    fs::write(&topology, TOPOLOGY)?;
+    if geteuid().is_root() {
+        chown(folder.path(), Some(NOBODY), Some(NOBODY))?;
+    }
+    let stack = Stack::up(&binaries, &topology, folder.path(), |up| {
+        if geteuid().is_root() {
+            up.uid(NOBODY).gid(NOBODY);
+        }
+    })?;
+    for daemon in ["broker", "dpu", "shim"] {
+        let pid = stack.pid(daemon).ok_or("not told")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let uids = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:"))
+            .ok_or("no uids")?;
+        assert!(
+            !uids.split_whitespace().any(|uid| uid == "0"),
+            "outboard-{daemon} is root: {uids}"
+        );
+    }
+    let guest = wait::until(LIMIT, || NetGuest::start(&stack.port_socket("vm1")).ok());
+    let disk = wait::until(LIMIT, || BlkGuest::start(&stack.volume_socket("disk1")).ok());
+    let (_guest, mut disk) = guest.zip(disk).ok_or("the devices do not start")?;
+    disk.write(0, &[7; 512])?;
+    assert_eq!(disk.read(0, 512)?, [7; 512]);
+    for (kind, name) in [("port", "vm1"), ("volume", "disk1")] {
+        assert!(stack.wait_binding(kind, name, "active", LIMIT), "{kind} {name}");
+    }
+    stack.stop()?;
     Ok(())
 }

@@ -103,9 +103,14 @@ fn an_older_or_contradicting_desired_state_changes_nothing() {
     let mut twice = desired(8, 2);
     twice.ports.extend(desired(8, 1).ports);
     stream.desire(twice);
+    // The control need not wait long for what does not come.
+    let patience = match std::env::var_os("OUTBOARD_CHECKS_OFF") {
+        Some(_) => Duration::from_secs(5),
+        None => PATIENCE,
+    };
     for n in 0..20 {
         assert!(vm1.send(&frame(1, 2, &[n; 60])));
-        assert!(vm2.receive(PATIENCE).is_some(), "traffic goes on");
+        assert!(vm2.receive(patience).is_some(), "traffic goes on");
         std::thread::sleep(Duration::from_millis(5));
     }
     stream.desire(two_ports_at(9));

@@ -13,11 +13,10 @@ use outboard_protocol::{
 
 use crate::{
     broker::{Broker, CardStream},
-    fixture::{CARD, Card, Change, desired, fails_without, name, port},
+    fixture::{CARD, Card, Change, PATIENCE, desired, fails_without, name, port},
     guest::{NetGuest, frame},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(200);
 const VLAN: u8 = 100;
 
