@@ -23,8 +23,9 @@
 //! What it does not do: keep sessions across its own restart (a VMM that reconnects says everything again, and brings
 //! along its in-flight region), remember devices attached by the API across its own restart (attach them again; their
 //! grants are taken up where they were), give up requests in flight that no DPU ends (`GET_VRING_BASE` of a volume waits for
-//! one), call a driver in the DPU's place (a DPU calls each driver once when it starts a ring), packed rings, post-copy
-//! migration, `SEND_RARP` and device status, or any vhost-user message outside [`session::vhost_user_wire::RULES`].
+//! one), call a driver in the DPU's place (a DPU calls each driver once when it starts a ring), keep the position of packed
+//! rings of a port across its own restart (no VMM brings that along), post-copy migration, `SEND_RARP` and device
+//! status, or any vhost-user message outside [`session::vhost_user_wire::RULES`].
 #![forbid(unsafe_code)]
 
 pub mod agent;

@@ -267,7 +267,7 @@ impl Session {
         let packed = self.remembered.packed();
         let region = inflight::Inflight::make(packed, offer.queues, inflight::OWN_QUEUE_SIZE, offer.queues)
             .map_err(|source| Fault::Inflight(Code::SetInflightFd, source))?;
-        Ok(Some(Change::Inflight(region)))
+        Ok(Some(Change::Inflight(inflight::Inflight { own: true, ..region })))
     }
 
     fn send_to_vmm(&mut self, message: Message) {

@@ -113,6 +113,10 @@ fn virtio_user_connects() -> Outcome {
         (1, ",mrg_rxbuf=0"),
         (1, ",in_order=1,mrg_rxbuf=0,vectorized=1"),
         (2, ",in_order=1,cq=1"),
+        (1, ",packed_vq=1"),
+        (1, ",packed_vq=1,mrg_rxbuf=0"),
+        (2, ",packed_vq=1,in_order=1"),
+        (1, ",packed_vq=1,in_order=1,mrg_rxbuf=0,vectorized=1"),
     ] {
         let mut testpmd = Testpmd::start(&site, &socket, queues, options)?;
         reflects(&site, &mut testpmd, options)?;

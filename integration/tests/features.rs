@@ -98,6 +98,16 @@ fn assert_negotiated(guest: &mut Guest, device: &str, wanted: &[(usize, &str)]) 
 
 #[test]
 fn guests_with_everything_on() -> Outcome {
+    everything(false)
+}
+
+#[test]
+fn guests_with_everything_on_over_packed_rings() -> Outcome {
+    everything(true)
+}
+
+fn everything(packed: bool) -> Outcome {
+    let rings = if packed { ",packed=on" } else { "" };
     let scene = Scene::new()?;
     let mut vm1 = scene.boot(
         1,
@@ -106,8 +116,8 @@ fn guests_with_everything_on() -> Outcome {
             cpus: 4,
             queues: 4,
             memory_mib: 512,
-            nic_properties: "host_mtu=1400".into(),
-            disk_properties: "config-wce=on,discard=on,write-zeroes=on".into(),
+            nic_properties: format!("host_mtu=1400{rings}"),
+            disk_properties: format!("config-wce=on,discard=on,write-zeroes=on{rings}"),
             fio: true,
             ..GuestSpec::default()
         },
@@ -117,11 +127,18 @@ fn guests_with_everything_on() -> Outcome {
         GuestSpec {
             cpus: 2,
             queues: 2,
+            nic_properties: rings.trim_start_matches(',').into(),
             ..GuestSpec::default()
         },
     )?;
     vm1.wait_booted()?;
     vm2.wait_booted()?;
+    if packed {
+        let bit = [(34, "RING_PACKED")];
+        assert_negotiated(&mut vm1, "/sys/class/net/eth0", &bit)?;
+        assert_negotiated(&mut vm2, "/sys/class/net/eth0", &bit)?;
+        assert_negotiated(&mut vm1, "/sys/block/vda", &bit)?;
+    }
     network(&mut vm1, &mut vm2)?;
     disk(&scene, &mut vm1)?;
     write_through(&scene, &mut vm1)?;

@@ -29,7 +29,7 @@
 //!
 //! # What it doesn't implement
 //!
-//! Secure erase, zoned storage, lifetime information, packed rings. The memory behind a volume may differ from what a
+//! Secure erase, zoned storage, lifetime information. The memory behind a volume may differ from what a
 //! smaller size cut off when it grows again: a file still has it, a volume in memory has not.
 #![forbid(unsafe_code)]
 

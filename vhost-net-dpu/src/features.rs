@@ -2,7 +2,7 @@
 
 use outboard_controls::{Check, on};
 use virtio_bindings::{
-    virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},
+    virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1},
     virtio_net::{
         VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
         VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
@@ -17,6 +17,7 @@ use virtio_bindings::{
 /// MQ and MTU are here, as a VMM shows them to its guest only if the back-end offers them too.
 pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_F_IN_ORDER
+    | 1 << VIRTIO_F_RING_PACKED
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_NET_F_MRG_RXBUF

@@ -13,7 +13,7 @@
 //! | feature (virtio 1.3 §5.1.3, §6) | what it does here |
 //! |---|---|
 //! | VERSION_1 | demanded: the legacy interface is not served |
-//! | INDIRECT_DESC, EVENT_IDX | the ring's |
+//! | INDIRECT_DESC, EVENT_IDX, RING_PACKED | the ring's |
 //! | IN_ORDER | buffers are used in the order they were taken, of both kinds of queue: a burst of transmit buffers goes back as one, by a single used entry (virtio 1.3 §2.7.9), and receive buffers that a frame does not fill after all go back before the next are taken |
 //! | MQ | up to [`QUEUE_PAIRS_MAX`] pairs, each started, stopped and failing on its own; which run is what SET_VRING_ENABLE says |
 //! | MRG_RXBUF | a frame over up to [`rx::MERGED_BUFFERS_MAX`] buffers, all reserved before the first byte is written |
@@ -31,7 +31,7 @@
 //! - UFO (HOST_UFO, GUEST_UFO): it makes IP fragments of a datagram, which firewalls cannot judge; USO took its place.
 //! - RSS and HASH_REPORT: the device spreads flows by a hash of its own.
 //! - Offloads of tunnelled packets, but for a checksum inside a tunnel, which is completed here.
-//! - Packed rings, RING_RESET, and the legacy interface.
+//! - RING_RESET, and the legacy interface.
 #![forbid(unsafe_code)]
 
 pub mod checksum;

@@ -113,6 +113,9 @@ impl Session {
             }
             _ => {
                 let what = what(&request, &offer, self.remembered.packed())?;
+                if let What::Change(Change::Base(index, _)) = what {
+                    self.remembered.forget_position(index);
+                }
                 let asked = Asked { code, wants_ack, what };
                 self.take_in(asked, request, now)?;
             }

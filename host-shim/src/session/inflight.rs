@@ -59,6 +59,8 @@ pub struct Inflight {
     pub mmap_size: u64,
     /// Where it begins in its file.
     pub mmap_offset: u64,
+    /// No VMM passed it or asked for it.
+    pub own: bool,
     /// Its rings are packed.
     pub packed: bool,
     /// Rings it tracks.
@@ -106,6 +108,7 @@ impl Inflight {
             file: file.into(),
             mmap_size,
             mmap_offset: 0,
+            own: false,
             packed,
             queue_count,
             queue_size,
@@ -143,6 +146,7 @@ impl Inflight {
             file,
             mmap_size,
             mmap_offset,
+            own: false,
             packed,
             queue_count,
             queue_size,

@@ -214,6 +214,19 @@ impl Remembered {
         self.inflight.as_ref()?.packed_state(index, flags_at)
     }
 
+    /// The VMM says where a ring begins: what the shim's own region has of it holds no more. A region of the VMM's is renewed
+    /// by the VMM when the driver is reset.
+    pub fn forget_position(&self, index: u16) {
+        let rests = self.rings.get(usize::from(index)).is_some_and(|ring| !ring.is_live());
+        if let Some(region) = self.inflight.as_ref().filter(|region| region.own && region.packed)
+            && rests
+            && index < region.queue_count
+            && let Err(error) = region.forget(index)
+        {
+            tracing::warn!(%error, queue = index, "the shim's in-flight region could not be written");
+        }
+    }
+
     /// Up to where a ring is used, as GET_VRING_BASE tells it, if that can be read: of a packed ring that is the position
     /// of both sides (vhost-user, "Vring descriptor indices for packed virtqueues").
     pub fn stands(&self, index: u16) -> Option<u32> {

@@ -8,6 +8,8 @@ mod bounds;
 mod model_dpu;
 #[path = "tests/negotiation.rs"]
 mod negotiation;
+#[path = "tests/packed.rs"]
+mod packed;
 #[path = "tests/replay_equals.rs"]
 mod replay_equals;
 #[path = "tests/world.rs"]

@@ -5,9 +5,10 @@ use std::{
     cell::Cell,
 };
 
-use outboard_ring::{InflightRegion, RingFormat};
+use crate::DEFAULT_FEATURES;
+use crate::FORMAT;
+use outboard_ring::InflightRegion;
 use outboard_storage::{Backend, NullBackend, open_file};
-use vhost_blk_dpu::DEFAULT_FEATURES;
 
 use crate::{
     guest::{T_DISCARD, T_FLUSH, T_IN, T_OUT, T_WRITE_ZEROES, header, resources},
@@ -128,11 +129,11 @@ fn no_request_is_worth_an_allocation() {
     for backend in backends {
         let mut many = Many::new(backend, MIB, QUEUES, DEFAULT_FEATURES);
         // With a log of what is in flight, too.
-        let inflight = InflightRegion::create(RingFormat::Split, QUEUES, 64).expect("a memfd");
-        let len = InflightRegion::len_needed(RingFormat::Split, QUEUES, 64);
+        let inflight = InflightRegion::create(FORMAT, QUEUES, 64).expect("a memfd");
+        let len = InflightRegion::len_needed(FORMAT, QUEUES, 64);
         for index in 0..QUEUES {
             many.unit.stop_queue(index, Box::new(|_| {}));
-            let region = InflightRegion::map(&inflight, 0, len, RingFormat::Split, (QUEUES, 64)).expect("in order");
+            let region = InflightRegion::map(&inflight, 0, len, FORMAT, (QUEUES, 64)).expect("in order");
             let log = region.queue(index).expect("it has that queue");
             let config = many.drivers[usize::from(index)].config();
             let ring = outboard_ring::Ring::with_inflight(config, many.ram.memory().clone(), log);

@@ -2,10 +2,10 @@
 
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
+use crate::DEFAULT_FEATURES;
 use outboard_ring::{DirtyLog, RingLog, driver::RAM_START};
 use outboard_storage::{Backend, MemoryBackend, open_file};
 use rustix::fs::{MemfdFlags, memfd_create};
-use vhost_blk_dpu::DEFAULT_FEATURES;
 
 use crate::{
     gated::gated,

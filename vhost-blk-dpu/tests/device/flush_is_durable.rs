@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::DEFAULT_FEATURES;
 use crate::{
     guest::{Guest, S_OK, T_FLUSH, T_IN, T_OUT, config, status},
     queues::Many,
 };
 use outboard_controls::{Check, Off};
 use outboard_storage::recording::{Keep, Random, Recording};
-use vhost_blk_dpu::{DEFAULT_FEATURES, WRITEBACK_OFFSET};
+use vhost_blk_dpu::WRITEBACK_OFFSET;
 
 const F_FLUSH: u64 = 1 << 9;
 const SECTORS: usize = 24;

@@ -1,7 +1,8 @@
 //! How a request is spread over descriptors means nothing (virtio 1.3 §2.7.4.1).
 
+use crate::DEFAULT_FEATURES;
 use outboard_storage::{Backend, MemoryBackend, open_file};
-use vhost_blk_dpu::{DEFAULT_FEATURES, SEG_MAX, SIZE_MAX};
+use vhost_blk_dpu::{SEG_MAX, SIZE_MAX};
 
 use crate::guest::{Guest, S_OK, T_IN, T_OUT, config, header};
 

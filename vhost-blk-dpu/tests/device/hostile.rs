@@ -3,11 +3,12 @@
 
 use std::os::unix::fs::FileExt;
 
+use crate::DEFAULT_FEATURES;
 use outboard_controls::{Check, Off};
 use outboard_ring::{DESC_F_NEXT, DESC_F_WRITE, Descriptor, driver::RAM_START};
 use outboard_storage::{MemoryBackend, open_file};
 use proptest::prelude::*;
-use vhost_blk_dpu::{BlkConfig, DEFAULT_FEATURES, VolumeCounters};
+use vhost_blk_dpu::{BlkConfig, VolumeCounters};
 
 use crate::guest::{Guest, S_OK, T_FLUSH, T_IN, T_OUT, UNTOUCHED, config, header};
 
@@ -258,17 +259,13 @@ fn a_malformed_chain_breaks_its_queue_and_no_other() {
     for first in [writable_first, wraps, unmapped] {
         let mut guest = memory_guest(false);
         still_serves(&mut guest);
-        guest.driver.set_descriptor(0, first);
-        guest.driver.set_descriptor(
-            1,
-            Descriptor {
-                addr: addr + 4096,
-                len: 16,
-                flags: 0,
-                next: 0,
-            },
-        );
-        guest.driver.offer(0);
+        let second = Descriptor {
+            addr: addr + 4096,
+            len: 16,
+            flags: 0,
+            next: 0,
+        };
+        guest.driver.offer_chain(&[first, second]);
         guest.driver.publish();
         guest.breathe();
         // Nothing that comes after is looked at.

@@ -1,12 +1,13 @@
 //! Any subset of what is offered works: data, status and notification.
 
+use crate::DEFAULT_FEATURES;
 use outboard_ring::driver::Added;
 use outboard_storage::{
     Backend, MemoryBackend,
     recording::{Random, Recording},
 };
 use proptest::prelude::*;
-use vhost_blk_dpu::{DEFAULT_FEATURES, WRITEBACK_OFFSET};
+use vhost_blk_dpu::WRITEBACK_OFFSET;
 
 use crate::{
     guest::{F_EVENT_IDX, S_OK, T_DISCARD, T_FLUSH, T_IN, T_OUT, T_WRITE_ZEROES, UNTOUCHED, header},

@@ -1,12 +1,13 @@
 //! Discarding and zeroing.
 
+use crate::DEFAULT_FEATURES;
 use outboard_controls::{Check, Off};
 use outboard_ring::driver::Added;
 use outboard_storage::{
     MemoryBackend, NullBackend, open_file,
     recording::{DISCARDED, Recording},
 };
-use vhost_blk_dpu::{BlkConfig, DEFAULT_FEATURES, DISCARD_SECTORS_MAX, VolumeCounters, ZEROES_SECTORS_MAX};
+use vhost_blk_dpu::{BlkConfig, DISCARD_SECTORS_MAX, VolumeCounters, ZEROES_SECTORS_MAX};
 
 use crate::guest::{Guest, S_OK, T_DISCARD, T_IN, T_OUT, T_WRITE_ZEROES, config};
 

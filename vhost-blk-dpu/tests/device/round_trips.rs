@@ -1,7 +1,8 @@
 //! What a well-behaved driver does.
 
+use crate::DEFAULT_FEATURES;
 use outboard_storage::{Backend, MemoryBackend, NullBackend, open_file, recording::Recording};
-use vhost_blk_dpu::{BlkConfig, CONFIG_LEN, DEFAULT_FEATURES, QUEUE_SIZE_MAX, SEG_MAX, VolumeCounters, device_id};
+use vhost_blk_dpu::{BlkConfig, CONFIG_LEN, QUEUE_SIZE_MAX, SEG_MAX, VolumeCounters, device_id};
 
 use crate::guest::{F_EVENT_IDX, Guest, S_OK, T_FLUSH, T_IN, T_OUT, config};
 
@@ -92,7 +93,7 @@ fn the_id_is_that_of_the_volume() {
 #[test]
 fn features_and_config_space_say_what_is_served() {
     let guest = Guest::new(config(MIB), Box::new(MemoryBackend::new(MIB, false)), DEFAULT_FEATURES);
-    assert_eq!(guest.unit.features(), DEFAULT_FEATURES);
+    assert_eq!(guest.unit.features(), vhost_blk_dpu::DEFAULT_FEATURES);
     let space = guest.unit.config_space();
     assert_eq!((space.len(), &space[..8]), (CONFIG_LEN, &2048u64.to_le_bytes()[..]));
     const { assert!(SEG_MAX + 2 <= QUEUE_SIZE_MAX as u32) };
@@ -103,7 +104,7 @@ fn features_and_config_space_say_what_is_served() {
         ..config(8 * MIB)
     };
     let guest = Guest::new(config, Box::new(MemoryBackend::new(MIB + 100, false)), DEFAULT_FEATURES);
-    let read_only = DEFAULT_FEATURES & !(1 << 13 | 1 << 14) | 1 << 5;
+    let read_only = vhost_blk_dpu::DEFAULT_FEATURES & !(1 << 13 | 1 << 14) | 1 << 5;
     assert_eq!(guest.unit.features(), read_only);
     assert_eq!(guest.unit.config_space()[..8], 2048u64.to_le_bytes());
 }

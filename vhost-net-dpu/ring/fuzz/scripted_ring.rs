@@ -124,7 +124,10 @@ pub fn run(script: &[u8]) {
                     if by_position {
                         in_flight.clear();
                     }
-                    assert_eq!(usize::from(ring.to_replay()), in_flight.len());
+                    // A guest that uses an id again before it was told that it may has two chains of one id; the second is
+                    // refused when it is taken again. By heads, as split rings have them, it is one.
+                    let count = usize::from(ring.to_replay());
+                    assert!(count == in_flight.len() || packed && count > in_flight.len());
                     (held, staged, last, broken) = (Vec::new(), Vec::new(), None, false);
                 }
             }
@@ -291,10 +294,12 @@ impl Script<'_> {
             small if small & 0xf == 0xf => 16 * u32::from(small >> 4),
             small => u32::from(small),
         };
+        let byte = u16::from(self.byte());
         Descriptor {
             addr,
             len,
-            flags: u16::from(self.byte() & 7),
+            // What a packed ring tells its state by comes too.
+            flags: byte & 7 | (byte & 8) << 4 | (byte & 16) << 11,
             next: self.index(),
         }
     }

@@ -233,6 +233,14 @@ impl Driver {
         self.config
     }
 
+    /// Where the device is, if it has used just what was taken back.
+    pub fn base(&self) -> u32 {
+        match self.packed {
+            None => self.used_idx.into(),
+            Some(_) => self.packed_base(),
+        }
+    }
+
     /// Make a chain of the given buffers; the guest's memory must hold them. `None` if descriptors are used up.
     pub fn add(&mut self, readable: &[(u64, u32)], writable: &[(u64, u32)]) -> Option<u16> {
         let count = readable.len() + writable.len();
@@ -368,6 +376,18 @@ impl Driver {
         }
     }
 
+    /// Put a chain of these descriptors, whatever they are, without publishing it. In a split ring they stand in the first
+    /// ones, so that each can name the next.
+    pub fn offer_chain(&mut self, descriptors: &[Descriptor]) {
+        if self.packed.is_some() {
+            return self.put(0, descriptors.to_vec());
+        }
+        for (index, descriptor) in (0..).zip(descriptors) {
+            self.set_descriptor(index, *descriptor);
+        }
+        self.offer(0);
+    }
+
     /// Let the device see all that was offered.
     pub fn publish(&mut self) {
         if self.packed.is_some() {
@@ -467,6 +487,14 @@ impl Driver {
         bytes
             .store(idx.to_le(), IDX_OFFSET, Ordering::Release)
             .expect("it is aligned");
+    }
+
+    /// Break the rules, so that the device finds out when it looks at the ring next.
+    pub fn break_rules(&mut self) {
+        match self.packed {
+            None => self.set_avail_idx(self.avail_idx.wrapping_add(1000)),
+            Some(_) => self.packed_break_rules(),
+        }
     }
 
     /// Ask for no calls (without EVENT_IDX).

@@ -110,17 +110,6 @@ pub enum InflightError {
         /// Where it is.
         used_idx: u16,
     },
-    /// A packed ring was to go on elsewhere, while something was unfinished.
-    #[error(
-        "the in-flight region was left at position {logged:#06x}, but guest's ring is to go on at {base:#06x}: the host \
-             gave the region of another ring; restart the VM"
-    )]
-    Position {
-        /// Where the region says that the device is.
-        logged: u16,
-        /// Where it is to go on.
-        base: u16,
-    },
     /// It could not be accessed at its own offsets.
     #[error("the in-flight region could not be accessed at its own offsets: report this as a bug")]
     Access,

@@ -129,8 +129,8 @@ impl PackedRing {
         })
     }
 
-    /// The same with a log of what is in flight. If something was in flight, or being used, the ring goes on where the log
-    /// says: [`PackedRing::pop`] yields first what was in flight, oldest first, and then what comes after it.
+    /// The same with a log of what is in flight. If one was kept before, the ring goes on where that says, whatever the
+    /// base of the configuration is: [`PackedRing::pop`] yields first what was in flight, oldest first, and then what comes after it.
     ///
     /// # Errors
     /// As for [`PackedRing::new`], and if the log cannot be that of this ring.

@@ -5,12 +5,10 @@ use std::{
     cell::Cell,
 };
 
+use crate::FEATURES;
 use outboard_firewall::{Action, Direction, EgressDefault, PortSpec, Protocol, Rule};
 use outboard_vswitch::DropReason;
-use vhost_net_dpu::{
-    features::FEATURES,
-    header::{GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, NetHeader},
-};
+use vhost_net_dpu::header::{GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
 };

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use crate::FEATURES;
 use outboard_firewall::{Direction, EgressDefault, PortSpec, Protocol};
 use outboard_vswitch::{
     CAPTURES_MAX, CaptureFilter, CaptureRead, CaptureRefused, CaptureSpec, CaptureWay, DropReason, Switch,
 };
-use vhost_net_dpu::{features::FEATURES, header::NetHeader};
+use vhost_net_dpu::header::NetHeader;
 
 use crate::{
     firewall::{Filtered, datagram, group, rule},

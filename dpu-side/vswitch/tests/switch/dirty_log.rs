@@ -2,11 +2,11 @@
 
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
+use crate::FEATURES;
 use outboard_ring::{DirtyLog, RingLog, driver::RAM_START};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vhost_net_dpu::{
     QueueKind,
-    features::FEATURES,
     header::{GSO_TCPV4, NEEDS_CSUM, NetHeader},
 };
 use virtio_bindings::{

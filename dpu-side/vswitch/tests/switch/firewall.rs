@@ -2,11 +2,11 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use crate::FEATURES;
 use outboard_controls::{Check, Off};
 use outboard_firewall::{Action, Direction, EgressDefault, Group, Peer, Policy, Port, PortSpec, Protocol, Rule, Spec};
 use outboard_vswitch::{DropReason, PortPolicy};
 use vhost_net_dpu::{
-    features::FEATURES,
     header::NetHeader,
     packet::{IP_PROTOCOL_TCP, IP_PROTOCOL_UDP},
 };

@@ -1,14 +1,15 @@
 //! Where frames go, who may take part, and whose turn it is.
 
-use outboard_ring::driver::Driver;
+use crate::FEATURES;
+use outboard_ring::{RingFormat, driver::Driver};
 use outboard_vhost_user::DeviceError;
 use outboard_vswitch::{BURST_FRAMES, DropReason, PortPolicy};
-use vhost_net_dpu::{QUEUE_COUNT, features::FEATURES, header::NetHeader};
+use vhost_net_dpu::{QUEUE_COUNT, header::NetHeader};
 use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 
 use crate::{
     frames::{BROADCAST, arp, ping, tcp, udp},
-    rig::{Delta, RX_QUEUE, Rig, TX_QUEUE, got, mac, missed, policy, resources, sent},
+    rig::{Delta, RX_QUEUE, Rig, TX_QUEUE, base, got, mac, missed, policy, resources, sent},
 };
 
 const IDLE: Delta = Delta {
@@ -123,8 +124,8 @@ fn a_port_that_is_gone_is_shut_and_its_queues_can_still_be_stopped() {
         rig.switch.start_queue("a", RX_QUEUE, queue),
         Err(DeviceError::NotGranted { .. })
     ));
-    assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(1));
-    assert_eq!(rig.switch.stop_queue("a", RX_QUEUE), Some(1));
+    assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(base(1, 2)));
+    assert_eq!(rig.switch.stop_queue("a", RX_QUEUE), Some(base(1, 1)));
     assert_eq!(rig.switch.stop_queue("a", RX_QUEUE), None, "stopping is idempotent");
     rig.switch.set_call("b", RX_QUEUE, None).expect("b's queues run on");
 }
@@ -237,11 +238,10 @@ fn a_full_receiver_loses_frames_and_nobody_waits_for_it() {
 #[test]
 fn a_broken_queue_is_latched_and_the_others_go_on() {
     let mut rig = Rig::new(&[FEATURES; 3]);
-    rig.guests[0].tx.set_avail_idx(1000);
+    rig.guests[0].tx.break_rules();
     rig.breathe();
     rig.expect(&[IDLE, IDLE, IDLE]);
     rig.alive(1, 2);
-    rig.guests[0].tx.set_avail_idx(0);
     rig.send_plain(0, &ping(mac(1), mac(2)));
     assert_eq!(rig.guests[1].received(), [], "it stays dead");
     assert!(!rig.switch.before_sleep());
@@ -249,7 +249,7 @@ fn a_broken_queue_is_latched_and_the_others_go_on() {
     rig.send_plain(1, &ping(mac(2), mac(1)));
     assert_eq!(rig.guests[0].received().len(), 1);
     // A reset, as the VMM does it, brings it back.
-    assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(0));
+    assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(base(0, 2)));
     rig.guests[0].renew_tx();
     let queue = resources(&rig.guests[0].tx, rig.guests[0].ram.memory(), FEATURES);
     rig.switch.start_queue("a", TX_QUEUE, queue).expect("a fresh queue");
@@ -264,19 +264,22 @@ fn a_session_that_comes_back_goes_on_where_the_former_stopped() {
 /// When the shim dies, the VMM reads the used index at once, and the device may use chains for a moment more.
 #[test]
 fn a_session_that_comes_back_with_an_old_index_uses_no_chain_twice() {
-    comes_back(0);
+    // Where a packed ring stands is not in its memory: there only the log tells (see the ring).
+    if RingFormat::of(FEATURES) == RingFormat::Split {
+        comes_back(0);
+    }
 }
 
 fn comes_back(index: u16) {
     let mut rig = Rig::pair();
     rig.alive(0, 1);
     let stopped = rig.switch.stop_queue("a", TX_QUEUE);
-    assert_eq!(stopped, Some(1));
+    assert_eq!(stopped, Some(base(1, 2)));
     rig.send_plain(0, &ping(mac(1), mac(2)));
     rig.expect(&[IDLE, IDLE]);
     let mut queue = resources(&rig.guests[0].tx, rig.guests[0].ram.memory(), FEATURES);
     let mut config = rig.guests[0].tx.config();
-    config.base = index.into();
+    config.base = base(index, 2);
     queue.ring = outboard_ring::Ring::new(config, rig.guests[0].ram.memory().clone()).expect("sound");
     rig.switch.start_queue("a", TX_QUEUE, queue).expect("a fresh session");
     rig.calls.0 = 0;
@@ -321,7 +324,9 @@ fn kicks(features: u64) {
     assert!(!rig.guests[0].tx.needs_kick());
     // With EVENT_IDX a driver kicks at index 0 before it was told anything, and so once in 65,536 buffers.
     let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-    assert_eq!(rig.guests[1].rx.needs_kick(), event_idx);
+    // A packed ring can say at once that no kick is wanted.
+    let split = RingFormat::of(FEATURES) == RingFormat::Split;
+    assert_eq!(rig.guests[1].rx.needs_kick(), event_idx && split);
     assert!(!rig.switch.before_sleep());
     rig.guests[0].queue(NetHeader::default(), &ping(mac(1), mac(2)));
     rig.guests[0].tx.publish();

@@ -1,13 +1,14 @@
 //! Ports that go and come back under their name.
 
+use crate::FEATURES;
 use outboard_controls::{Check, Off};
 use outboard_vhost_user::DeviceError;
 use outboard_vswitch::DropReason;
-use vhost_net_dpu::{QueueKind, features::FEATURES, header::NetHeader};
+use vhost_net_dpu::{QueueKind, header::NetHeader};
 
 use crate::{
     frames::ping,
-    rig::{Delta, RX_QUEUE, Rig, TX_QUEUE, got, mac, missed, policy, sent},
+    rig::{Delta, RX_QUEUE, Rig, TX_QUEUE, base, got, mac, missed, policy, sent},
 };
 
 const IDLE: Delta = Delta {
@@ -65,10 +66,12 @@ fn a_port_of_a_former_ones_name_does_not_serve_its_queues() {
         rig.switch.set_mtu("a", Some(1500)),
         Err(DeviceError::NotGranted { .. })
     ));
-    assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(1));
+    assert_eq!(rig.switch.stop_queue("a", TX_QUEUE), Some(base(1, 2)));
     rig.send_plain(1, &back);
     rig.expect(&[missed(DropReason::RxNotRunning, 1), sent(1, back.len())]);
-    assert_eq!(rig.switch.stop_queue("a", RX_QUEUE), Some(1));
+    assert_eq!(rig.switch.stop_queue("a", RX_QUEUE), Some(base(1, 1)));
+    rig.guests[0].given_back();
+    rig.guests[0].received();
     rig.start(0);
     rig.breathe();
     rig.settle();

@@ -25,3 +25,9 @@ mod trunk_workers;
 mod victims;
 mod workers;
 mod workers_threads;
+
+/// All that is offered, with rings of the kind that this program tries.
+pub const FEATURES: u64 = vhost_net_dpu::features::FEATURES & !PACKED | RINGS;
+const PACKED: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+/// Split ones.
+const RINGS: u64 = 0;

@@ -1,10 +1,10 @@
 //! The MTU that a VMM tells: of the sender's port, of the receiver's, and of drivers that did not take the feature.
 
+use crate::FEATURES;
 use outboard_vhost_user::DeviceError;
 use outboard_vswitch::DropReason;
 use vhost_net_dpu::{
     MTU_MIN,
-    features::FEATURES,
     header::{GSO_UDP_L4, NEEDS_CSUM, NetHeader},
 };
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_MTU};

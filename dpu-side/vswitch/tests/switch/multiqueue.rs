@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::FEATURES;
 use outboard_vhost_user::DeviceError;
 use outboard_vswitch::{BURST_FRAMES, DropReason, QueueCounters};
-use vhost_net_dpu::{QUEUE_COUNT, QueueKind, features::FEATURES, header::NetHeader};
+use vhost_net_dpu::{QUEUE_COUNT, QueueKind, header::NetHeader};
 
 use crate::{
     frames::{BROADCAST, arp, ping, udp},
-    rig::{Delta, Rig, got, mac, missed, sent},
+    rig::{Delta, Rig, base, got, mac, missed, sent},
 };
 
 const IDLE: Delta = Delta {
@@ -215,7 +216,10 @@ fn queues_start_and_stop_one_by_one() {
     // Where the ring stood, it goes on.
     let mut queue = rig.queue_resources(1, one);
     let mut config = rig.guests[1].pairs[1].rx.config();
-    config.base = u32::try_from(all.values().filter(|pair| **pair == 1).count()).expect("few");
+    config.base = base(
+        u16::try_from(all.values().filter(|pair| **pair == 1).count()).expect("few"),
+        1,
+    );
     queue.ring = outboard_ring::Ring::new(config, rig.guests[1].ram.memory().clone()).expect("sound");
     rig.switch.start_queue("b", one.index(), queue).expect("it was stopped");
     assert_eq!(places(&mut rig, flows), all);
@@ -235,7 +239,7 @@ fn queues_start_and_stop_one_by_one() {
 #[test]
 fn a_broken_transmit_queue_fails_alone() {
     let mut rig = Rig::with_pairs(&[FEATURES; 2], 4);
-    rig.guests[0].pairs[2].tx.set_avail_idx(1000);
+    rig.guests[0].pairs[2].tx.break_rules();
     rig.breathe();
     rig.expect(&[IDLE, IDLE]);
     let len = ping(mac(1), mac(2)).len();
@@ -251,7 +255,7 @@ fn a_broken_transmit_queue_fails_alone() {
             let want = if pair == 2 { 0 } else { round };
             assert_eq!((counters.frames, counters.bytes), (want, want * len as u64));
             let failed = counters.failed.unwrap_or_default();
-            assert_eq!(failed.contains("guest moved avail.idx"), pair == 2, "{failed}");
+            assert_eq!(failed.starts_with("guest m"), pair == 2, "{failed}");
         }
     }
     assert!(!rig.switch.before_sleep(), "a dead queue keeps nobody awake");
@@ -266,7 +270,7 @@ fn a_broken_receive_queue_loses_its_own_flows_only() {
     let places = places(&mut rig, flows);
     let dead = places[&0];
     let theirs = places.values().filter(|pair| **pair == dead).count();
-    rig.guests[1].pairs[dead].rx.set_avail_idx(5000);
+    rig.guests[1].pairs[dead].rx.break_rules();
     let len = frame(0, 0, false).len();
     // Buffers that were taken before stay good: what breaks the queue is the next look at its index.
     let mut broken = 0;

@@ -1,13 +1,11 @@
 //! Any choice of features on both sides: each frame arrives with the right content, checksum and header, or is dropped
 //! for the right reason, by a model of its own that knows the feature bits and nothing of the code.
 
+use crate::FEATURES;
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use outboard_vswitch::DropReason;
 use proptest::{prelude::*, sample::Index};
-use vhost_net_dpu::{
-    features::FEATURES,
-    header::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader},
-};
+use vhost_net_dpu::header::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 use virtio_bindings::{
     virtio_config::VIRTIO_F_VERSION_1,
     virtio_net::{

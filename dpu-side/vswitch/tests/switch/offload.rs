@@ -1,10 +1,10 @@
 //! Large frames and partial checksums, to receivers that can take them and to those that cannot.
 
+use crate::FEATURES;
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
 use outboard_vswitch::DropReason;
 use vhost_net_dpu::{
     checksum::pseudo_header,
-    features::FEATURES,
     header::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader},
     packet::IpAddresses,
     rx::MERGED_BUFFERS_MAX,

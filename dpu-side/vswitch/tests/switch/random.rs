@@ -1,9 +1,10 @@
 //! Arbitrary bytes for a frame: no panic, each frame accounted for, and nothing delivered with a foreign source.
 
+use crate::FEATURES;
 use etherparse::{LaxPacketHeaders, NetHeaders};
 use outboard_vswitch::link_local;
 use proptest::{prelude::*, sample::Index};
-use vhost_net_dpu::{features::FEATURES, header::NetHeader};
+use vhost_net_dpu::header::NetHeader;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_CSUM;
 
 use crate::{

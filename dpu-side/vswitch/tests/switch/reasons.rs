@@ -2,10 +2,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use crate::FEATURES;
 use outboard_conntrack::{Config, Table};
 use outboard_firewall::{Action, Direction, EgressDefault, Group, Policy, Rule};
 use outboard_vswitch::{DropReason, PortPolicy, Trace, TrunkPolicy};
-use vhost_net_dpu::{features::FEATURES, header::NetHeader};
+use vhost_net_dpu::header::NetHeader;
 
 use crate::{
     firewall::{compile, datagram, group, v4_packet},

@@ -6,8 +6,9 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
+use crate::FEATURES;
 use outboard_ring::{
-    CallFd, GuestMemory, KickFd, Ring, Signals,
+    CallFd, GuestMemory, KickFd, Ring, RingConfig, RingFormat, Signals,
     driver::{Driver, GuestRam},
 };
 use outboard_vhost_user::QueueResources;
@@ -15,7 +16,6 @@ use outboard_vswitch::{DropReason, PortCounters, PortPolicy, Switch};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_net_dpu::{
     QueueKind,
-    features::FEATURES,
     header::{HEADER_LEN, NetHeader},
 };
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
@@ -271,7 +271,12 @@ impl Guest {
 
 /// What a queue runs on, with eventfds of its own.
 pub fn resources(driver: &Driver, memory: &std::sync::Arc<GuestMemory>, features: u64) -> QueueResources {
-    let ring = Ring::new(driver.config(), memory.clone()).expect("a sound ring");
+    // Where the driver has taken everything back; a split ring in memory tells that itself.
+    let config = RingConfig {
+        base: driver.base(),
+        ..driver.config()
+    };
+    let ring = Ring::new(config, memory.clone()).expect("a sound ring");
     let fd = || eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
     let kick = Some(KickFd::new(fd()).expect("an eventfd"));
     let call = Some(CallFd::new(fd()).expect("an eventfd"));
@@ -281,6 +286,19 @@ pub fn resources(driver: &Driver, memory: &std::sync::Arc<GuestMemory>, features
         call,
         features,
         log: None,
+    }
+}
+
+/// Where a ring goes on after so many chains of `each` descriptors.
+pub fn base(chains: u16, each: u16) -> u32 {
+    match RingFormat::of(FEATURES) {
+        RingFormat::Split => chains.into(),
+        RingFormat::Packed => {
+            let descriptors = chains * each;
+            let wrap = u16::from((descriptors / QUEUE_SIZE).is_multiple_of(2)) << 15;
+            let told = u32::from((descriptors % QUEUE_SIZE) | wrap);
+            told | told << 16
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Forged sources of every kind. Each attack is dropped, with its reason, at the attacker; with the source guard off it
 //! reaches the victim; and honest traffic passes before and after.
 
+use crate::FEATURES;
 use outboard_controls::{Check, Off};
 use outboard_vswitch::{DropReason, link_local};
-use vhost_net_dpu::features::FEATURES;
 
 use crate::{
     frames::{BROADCAST, arp, icmpv6, ipv6, link_layer, neighbour, ping, udp, udp6, v6},

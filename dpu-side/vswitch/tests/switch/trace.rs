@@ -1,7 +1,7 @@
 //! A trace says what traffic gets, and changes nothing.
 
+use crate::FEATURES;
 use outboard_vswitch::{Trace, TraceEnd, TraceVerdict};
-use vhost_net_dpu::features::FEATURES;
 
 use crate::{
     frames::{BROADCAST, ping, udp},

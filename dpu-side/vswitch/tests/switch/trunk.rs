@@ -2,10 +2,10 @@
 //!
 //! Guests a and d are parents on network blue, with subports on green and red; b is on green and c on red, without tags.
 
+use crate::FEATURES;
 use outboard_controls::{Check, Off};
 use outboard_firewall::{Action, Direction, EgressDefault, Policy, Rule};
 use outboard_vswitch::{DropReason, PortPolicy, TraceVerdict, TrunkPolicy};
-use vhost_net_dpu::features::FEATURES;
 
 use crate::{
     firewall::{compile, group},

@@ -1,8 +1,9 @@
 //! Trunks and what senders leave to be done: checksums, segments and lengths are right for the tag's four bytes more or less.
 
+use crate::FEATURES;
 use outboard_vswitch::{CaptureSpec, CaptureWay, DropReason};
 use proptest::prelude::*;
-use vhost_net_dpu::{features::FEATURES, header::NetHeader};
+use vhost_net_dpu::header::NetHeader;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };

@@ -1,10 +1,8 @@
 //! Trunks whose devices are in different workers.
 
+use crate::FEATURES;
 use outboard_vswitch::DropReason;
-use vhost_net_dpu::{
-    features::FEATURES,
-    header::{GSO_TCPV4, NEEDS_CSUM, NetHeader},
-};
+use vhost_net_dpu::header::{GSO_TCPV4, NEEDS_CSUM, NetHeader};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_TSO4;
 
 use crate::{

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::FEATURES;
 use outboard_ring::driver::GuestRam;
 use outboard_vswitch::Switch;
-use vhost_net_dpu::{features::FEATURES, header::NetHeader};
+use vhost_net_dpu::header::NetHeader;
 
 use crate::{
     fleet::{Fleet, Silent},

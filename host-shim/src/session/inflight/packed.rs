@@ -75,6 +75,16 @@ impl Inflight {
         })
     }
 
+    /// The driver of a ring begins anew, and what was kept of it is of the ring before: the next DPU begins the part anew.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn forget(&self, queue: u16) -> rustix::io::Result<()> {
+        let len = super::queue_len(self.packed, self.queue_size);
+        let begin = self.mmap_offset + u64::from(queue) * len;
+        rustix::io::pwrite(&self.file, &[0; 2], begin + VERSION_OFFSET as u64).map(drop)
+    }
+
     /// Entries that are marked as in flight and are not in the list of free ones.
     fn marked(&self, part: &[u8], free_head: u16) -> u16 {
         let at = |entry: u16| HEADER_LEN + usize::from(entry) * ENTRY_LEN;

@@ -62,8 +62,20 @@ impl Driver {
         }
     }
 
+    pub(super) fn packed_base(&self) -> u32 {
+        let told = u32::from(self.laps().told(self.used_idx));
+        told | told << 16
+    }
+
     fn address(&self, position: u16) -> u64 {
         self.config.desc + DESC_LEN as u64 * u64::from(self.laps().slot(position))
+    }
+
+    /// Bytes of the ring, whatever the host has done to the memory.
+    fn look_at<const N: usize>(&self, addr: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.mem.slice(addr, N).expect("the ring is mapped").copy_to(&mut bytes);
+        bytes
     }
 
     fn store_flags(&self, position: u16, flags: u16) {
@@ -94,7 +106,9 @@ impl Driver {
                 ..*descriptor
             }
             .to_packed_bytes();
-            self.write(self.address(position), &bytes[..FLAGS_OFFSET]);
+            let to = self.mem.slice(self.address(position), FLAGS_OFFSET);
+            // As the CPU does it, whatever the host has done to the memory.
+            to.expect("the ring is mapped").copy_from(&bytes[..FLAGS_OFFSET]);
             match n {
                 0 => self.state().pending.push((position, flags)),
                 _ => self.store_flags(position, flags),
@@ -131,8 +145,19 @@ impl Driver {
         }
     }
 
+    /// Give every descriptor an id that is none, and make one more available if there is room.
+    pub(super) fn packed_break_rules(&mut self) {
+        for slot in 0..self.config.size {
+            self.write(self.address(slot) + 12, &u16::MAX.to_le_bytes());
+        }
+        if !self.free.is_empty() {
+            self.put_again(u16::MAX);
+            self.put_flags();
+        }
+    }
+
     pub(super) fn packed_needs_kick(&self, old: u16, new: u16) -> bool {
-        let [p0, p1, f0, f1] = self.read(self.config.used, 4).try_into().expect("four bytes");
+        let [p0, p1, f0, f1] = self.look_at(self.config.used);
         match u16::from_le_bytes([f0, f1]) {
             0 => old != new,
             2 if self.event_idx() => self.laps().passes(u16::from_le_bytes([p0, p1]), old, new),
@@ -143,7 +168,8 @@ impl Driver {
     /// Write the driver's event suppression area.
     pub fn set_driver_event(&self, position: u16, flags: u16) {
         let ([p0, p1], [f0, f1]) = (position.to_le_bytes(), flags.to_le_bytes());
-        self.write(self.config.avail, &[p0, p1, f0, f1]);
+        let area = self.mem.slice(self.config.avail, 4).expect("the ring is mapped");
+        area.copy_from(&[p0, p1, f0, f1]);
         fence(Ordering::SeqCst);
     }
 
@@ -165,8 +191,7 @@ impl Driver {
         if self.batch_last.is_none() && !self.laps().is_used(self.used_idx, flags) {
             return None;
         }
-        let bytes = self.read(self.address(self.used_idx) + 8, 6);
-        let [l0, l1, l2, l3, i0, i1] = bytes.try_into().expect("six bytes");
+        let [l0, l1, l2, l3, i0, i1] = self.look_at(self.address(self.used_idx) + 8);
         let (id, len) = (u16::from_le_bytes([i0, i1]), u32::from_le_bytes([l0, l1, l2, l3]));
         let (id, len) = match (self.in_order(), self.batch_last) {
             (false, _) => (id, len),

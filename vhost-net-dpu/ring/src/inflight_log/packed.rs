@@ -115,8 +115,8 @@ impl Positions {
 }
 
 impl InflightLog {
-    /// Finish or undo what was cut off, and find what was in flight. `base` is where the ring would go on by what the
-    /// front-end said; that holds unless the log has something unfinished. With `by_entries`, entries are kept.
+    /// Finish or undo what was cut off, and find what was in flight. Where the log says that the ring is, it goes on; a log
+    /// that is new begins at `base`. With `by_entries`, entries are kept.
     pub(crate) fn recover_packed(
         self,
         laps: Laps,
@@ -144,9 +144,9 @@ impl InflightLog {
         // again since.
         let shown = moved == 0 || !laps.is_available(found.old, ring.flags(found.old));
         if by_entries {
-            self.recover_entries(laps, (ring_size, base), ring, (found, shown))
+            self.recover_entries(laps, ring_size, ring, (found, shown))
         } else {
-            self.recover_position(laps, (ring_size, base), ring, (found, shown))
+            self.recover_position(laps, ring_size, ring, (found, shown))
         }
     }
 
@@ -174,35 +174,18 @@ impl InflightLog {
         Ok(self.area.store(raw, POSITION_OFFSET, Ordering::Release)?)
     }
 
-    /// Something unfinished is of the ring that goes on at `base`, or else of another.
-    fn check_base(laps: Laps, base: u16, found: Positions) -> Result<(), InflightError> {
-        let known = [found.used, found.old].map(|position| laps.told(position));
-        if !known.contains(&laps.told(base)) && on(Check::InflightRegion) {
-            return Err(InflightError::Position {
-                logged: laps.told(found.old),
-                base: laps.told(base),
-            });
-        }
-        Ok(())
-    }
-
     /// Only the position is kept: a batch that was cut off is written again.
     fn recover_position(
         self,
         laps: Laps,
-        (ring_size, base): (u16, u16),
+        ring_size: u16,
         ring: &PackedView,
         (found, shown): (Positions, bool),
     ) -> Result<Recovered, InflightError> {
-        let mut next_used = base;
-        if found.used != found.old {
-            Self::check_base(laps, base, found)?;
-            if !shown {
-                self.write_again(laps, ring_size, ring, found)?;
-            }
-            next_used = found.used;
+        if !shown {
+            self.write_again(laps, ring_size, ring, found)?;
         }
-        let next_used = laps.canonical(next_used);
+        let next_used = found.used;
         let positions = Positions {
             used: next_used,
             old: next_used,
@@ -252,7 +235,7 @@ impl InflightLog {
     fn recover_entries(
         self,
         laps: Laps,
-        (ring_size, base): (u16, u16),
+        ring_size: u16,
         ring: &PackedView,
         (found, shown): (Positions, bool),
     ) -> Result<Recovered, InflightError> {
@@ -264,12 +247,7 @@ impl InflightLog {
         };
         let mut free = self.free_list(head)?;
         let counted = self.in_flight(ring_size, &mut free)?;
-        let unfinished = found.used != found.old || !counted.is_empty();
-        let logged = if shown { found.used } else { found.old };
-        if unfinished {
-            Self::check_base(laps, base, found)?;
-        }
-        let next_used = laps.canonical(if unfinished { logged } else { base });
+        let next_used = if shown { found.used } else { found.old };
         if !shown {
             // What was written behind the first of the batch would be taken for used once the driver gets there.
             let mut position = found.old;

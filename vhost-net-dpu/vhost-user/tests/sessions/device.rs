@@ -12,6 +12,8 @@ pub const QUEUE_COUNT: u16 = 4;
 pub const QUEUE_SIZE_MAX: u16 = 256;
 /// VERSION_1, INDIRECT_DESC and a bit of the device's own.
 pub const FEATURES: u64 = 1 << 32 | 1 << 28 | 1;
+/// Packed rings, which are offered too.
+pub const PACKED: u64 = 1 << 34;
 pub const CONFIG: &[u8] = b"config space";
 
 /// What a test sees of its device.
@@ -68,7 +70,7 @@ pub struct Echo {
 
 impl Device for Echo {
     fn features(&self) -> u64 {
-        FEATURES
+        FEATURES | PACKED
     }
 
     fn has_config(&self) -> bool {

@@ -74,6 +74,11 @@ impl Frontend {
 
     /// A session with features, without memory.
     pub fn negotiated(self) -> Self {
+        self.negotiated_with(0)
+    }
+
+    /// The same with more features.
+    pub fn negotiated_with(self, features: u64) -> Self {
         self.send(FrontendReq::SET_OWNER, &[], &[]);
         self.send(
             FrontendReq::SET_PROTOCOL_FEATURES,
@@ -82,7 +87,7 @@ impl Frontend {
         );
         self.ask(
             FrontendReq::SET_FEATURES,
-            &(1u64 << 32 | F_PROTOCOL_FEATURES).to_ne_bytes(),
+            &(1u64 << 32 | F_PROTOCOL_FEATURES | features).to_ne_bytes(),
             &[],
         );
         self

@@ -17,7 +17,7 @@ use vhost::{
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
-    device::{CONFIG, Echo, FEATURES, Log, QUEUE_COUNT},
+    device::{CONFIG, Echo, FEATURES, Log, PACKED, QUEUE_COUNT},
     frontend::{
         F_LOG_ALL, F_PROTOCOL_FEATURES, Frontend, PROTOCOL_FEATURES, event_fd, single_region, vring_addr, words,
         working,
@@ -63,7 +63,7 @@ fn the_vhost_crates_frontend_is_served() {
     frontend.set_owner().unwrap();
     assert_eq!(
         frontend.get_features().unwrap(),
-        FEATURES | F_PROTOCOL_FEATURES | F_LOG_ALL
+        FEATURES | PACKED | F_PROTOCOL_FEATURES | F_LOG_ALL
     );
     frontend.set_features(FEATURES | F_PROTOCOL_FEATURES).unwrap();
     let offered = frontend.get_protocol_features().unwrap();
@@ -185,7 +185,8 @@ fn queues_may_be_enabled_long_before_they_can_start() {
     let ram = GuestRam::new(1 << 20);
     let mut driver = Driver::new(&ram, 8, 0);
     let frontend = Frontend::start(false, None);
-    let features = frontend.get(FrontendReq::GET_FEATURES, &[]);
+    let features = frontend.get(FrontendReq::GET_FEATURES, &[]).try_into().unwrap();
+    let features = (u64::from_ne_bytes(features) & !PACKED).to_ne_bytes();
     let offered = frontend.get(FrontendReq::GET_PROTOCOL_FEATURES, &[]);
     frontend.send(FrontendReq::SET_PROTOCOL_FEATURES, &offered, &[]);
     frontend.send(FrontendReq::SET_OWNER, &[], &[]);

@@ -6,5 +6,6 @@ mod hostile;
 mod hostile_regions;
 mod interop;
 mod migration;
+mod packed;
 mod recovery;
 mod resources;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Ask for a region and hand it back, as front-ends do.
-fn set_region(frontend: &Frontend) -> File {
+pub fn set_region(frontend: &Frontend) -> File {
     let ask = inflight(0, 0, QUEUE_COUNT, QUEUE_SIZE_MAX);
     let (reply, fd) = frontend.get_fd(FrontendReq::GET_INFLIGHT_FD, &ask);
     let file = File::from(fd);
@@ -43,7 +43,7 @@ fn start(ram: &GuestRam, driver: &Driver, region: &File) -> Frontend {
 }
 
 /// Pop chains of queue 0 and give some back, by their place among those popped.
-fn serve_some(frontend: &Frontend, pop: usize, give_back: &[usize]) -> Vec<u16> {
+pub fn serve_some(frontend: &Frontend, pop: usize, give_back: &[usize]) -> Vec<u16> {
     let mut seen = frontend.log.seen();
     let ring = &mut seen.running.get_mut(&0).unwrap().ring;
     let mut chains: Vec<Chain> = (0..pop).map(|_| Chain::new()).collect();
