@@ -80,6 +80,34 @@ pub enum NetMode {
     NewConnections,
     /// TCP segments of 64 KiB, cut and checksummed by nobody.
     Segments,
+    /// Nothing: queues that run and rest.
+    Idle,
+    /// A pair of ports beside another one that attacks.
+    Victim(Attack),
+    /// One frame at a time, answered, while the rules of the firewall are replaced again and again.
+    Storm,
+}
+
+/// What the attacker beside a victim sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attack {
+    /// Datagrams from any port to any port.
+    Tuples,
+    /// Datagrams each of which makes a cache of masked flows keep another mask.
+    Masks,
+    /// Datagrams that are allowed, each of a connection of its own.
+    Connections,
+}
+
+impl Attack {
+    /// The generator's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tuples => "tuples",
+            Self::Masks => "masks",
+            Self::Connections => "connections",
+        }
+    }
 }
 
 impl NetMode {
@@ -91,6 +119,9 @@ impl NetMode {
             Self::PingPong => "pingpong",
             Self::NewConnections => "newconn",
             Self::Segments => "tso",
+            Self::Idle => "idle",
+            Self::Victim(_) => "victim",
+            Self::Storm => "pingpong",
         }
     }
 }
@@ -179,7 +210,8 @@ impl Case {
             Work::Net(net) => match net.mode {
                 NetMode::OneWay | NetMode::BothWays => "Mpps",
                 NetMode::NewConnections => "Mconn/s",
-                NetMode::PingPong => "us",
+                NetMode::PingPong | NetMode::Storm => "us",
+                NetMode::Idle | NetMode::Victim(_) => "%",
                 NetMode::Segments => "Gbit/s",
             },
             Work::Blk(_) => "kIOPS",
@@ -189,7 +221,17 @@ impl Case {
 
     /// Round trips: less is better, and the 99th percentile is told too.
     pub fn is_latency(&self) -> bool {
-        matches!(self.work, Work::Net(net) if net.mode == NetMode::PingPong)
+        matches!(self.work, Work::Net(net) if matches!(net.mode, NetMode::PingPong | NetMode::Storm))
+    }
+
+    /// The CPU time of a backend with nothing to do.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Net(net) if net.mode == NetMode::Idle)
+    }
+
+    /// Less is better.
+    pub fn less_is_better(&self) -> bool {
+        self.is_latency() || self.is_idle()
     }
 
     /// The peer that this project is compared with first.
@@ -229,6 +271,9 @@ fn net_part(system: System, net: NetWork) -> Part {
     let stateful = net.firewall || net.mode == NetMode::NewConnections;
     match system {
         System::Outboard | System::OvsDpdk => Part::Takes,
+        System::DpdkIo if matches!(net.mode, NetMode::Victim(_) | NetMode::Storm) => {
+            Part::NotYet("not supported by this system: it has no rules")
+        }
         // It forwards whatever comes: there are no connections, and it knows no offloads in this role.
         System::DpdkIo if stateful || net.mode == NetMode::Segments => Part::None,
         System::DpdkIo => Part::Takes,
@@ -267,7 +312,7 @@ fn net(name: &str, mode: NetMode, frame_len_bytes: u32, flows: u32, firewall: bo
 pub fn cases(suite: Suite) -> Vec<Case> {
     match suite {
         Suite::Net => {
-            use NetMode::{BothWays, NewConnections, OneWay, PingPong, Segments};
+            use NetMode::{BothWays, Idle, NewConnections, OneWay, PingPong, Segments, Storm, Victim};
             vec![
                 net("l2-64", OneWay, 64, 1, false),
                 net("l2-1518", OneWay, 1518, 1, false),
@@ -281,6 +326,11 @@ pub fn cases(suite: Suite) -> Vec<Case> {
                 net("fw-1518", OneWay, 1518, 1, true),
                 net("rtt-fw", PingPong, 64, 1, true),
                 net("newconn", NewConnections, 64, 1, true),
+                net("rtt-fw-storm", Storm, 64, 1, true),
+                net("victim-tuples", Victim(Attack::Tuples), 64, 1, true),
+                net("victim-masks", Victim(Attack::Masks), 64, 1, true),
+                net("victim-connections", Victim(Attack::Connections), 64, 1, true),
+                net("idle", Idle, 64, 1, false),
             ]
         }
         Suite::Blk => Store::ALL.into_iter().flat_map(blk_cases).collect(),
@@ -328,7 +378,8 @@ mod tests {
     fn names_of_cases_are_those_that_results_are_compared_by() {
         let mut net = names(Suite::Net);
         net.sort();
-        let kept = "fw-1518 fw-64 fw-64-100k fw-64-1m l2-1518 l2-64 l2-64-100k l2-64-bi newconn rtt-fw rtt-l2 tso";
+        let kept = "fw-1518 fw-64 fw-64-100k fw-64-1m idle l2-1518 l2-64 l2-64-100k l2-64-bi newconn rtt-fw rtt-fw-storm \
+                    rtt-l2 tso victim-connections victim-masks victim-tuples";
         assert_eq!(net.join(" "), kept);
         let blk = names(Suite::Blk);
         assert_eq!(blk.len(), 25);

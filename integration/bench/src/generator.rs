@@ -54,6 +54,8 @@ pub enum Target {
         a: PathBuf,
         /// Socket of the second.
         b: PathBuf,
+        /// Sockets of another pair, where there is one.
+        victim: Option<[PathBuf; 2]>,
     },
     /// A block device.
     Blk(PathBuf),
@@ -97,6 +99,14 @@ pub struct Report {
     pub empty_polls_pct: Option<f64>,
     /// Share of attempts to send that found the ring full.
     pub ring_full_pct: Option<f64>,
+    /// What one thread copied in memory.
+    pub memcpy_gbit_s: Option<f64>,
+    /// Frames per second of a victim beside legal frames; `pps` is that beside an attack.
+    pub legal_pps: Option<f64>,
+    /// What is left of it.
+    pub victim_pct: Option<f64>,
+    /// Attacking frames per second.
+    pub attack_pps: Option<f64>,
     /// Frames that must be denied: sent.
     pub denied_sent: Option<u64>,
     /// Frames that must be denied: arrived all the same.
@@ -110,6 +120,8 @@ pub struct Outcome {
     pub report: Report,
     /// Who used the CPU.
     pub shares: Shares,
+    /// How often a second the rules were replaced meanwhile.
+    pub changes_per_s: Option<f64>,
 }
 
 /// A command that loads a backend and says what it counted on its standard output.
@@ -184,6 +196,7 @@ impl Load {
         Ok(Outcome {
             report,
             shares: Shares::of_window(&samples, self.window).unwrap_or_default(),
+            changes_per_s: None,
         })
     }
 }
@@ -197,12 +210,22 @@ pub fn parse(text: &str) -> Option<Report> {
 pub const MACS: [&str; 2] = ["52:54:00:00:00:0a", "52:54:00:00:00:0b"];
 /// Their addresses.
 pub const ADDRESSES: [&str; 2] = ["10.0.0.10", "10.0.0.11"];
+/// The stations of the second pair, which the generator knows by itself.
+pub const VICTIM_MACS: [&str; 2] = ["52:54:00:00:00:0c", "52:54:00:00:00:0d"];
+/// Their addresses.
+pub const VICTIM_ADDRESSES: [&str; 2] = ["10.0.0.12", "10.0.0.13"];
 /// First destination port of the flows, as `value/mask`: what a firewall has to allow.
 pub const ALLOWED_PORTS: (u16, &str) = (5120, "0x1400/0xfc00");
 /// The same, first and last one.
 pub const ALLOWED_PORT_RANGE: (u16, u16) = (0x1400, 0x1400 | !0xfc00);
 /// Different connections that are opened before the first one comes again.
 const NEW_FLOWS: u32 = 10_000_000;
+
+/// The sockets of the second pair.
+pub fn victim_arguments(victim: &[PathBuf; 2]) -> Vec<OsString> {
+    let [a, b] = victim;
+    vec!["--victim-a".into(), a.into(), "--victim-b".into(), b.into()]
+}
 
 /// Frames between two devices.
 pub fn net_arguments(role: Role, a: &Path, b: &Path, work: NetWork, timing: Timing) -> Vec<OsString> {
@@ -223,7 +246,11 @@ pub fn net_arguments(role: Role, a: &Path, b: &Path, work: NetWork, timing: Timi
     }
     arguments.extend(["--mac-a", MACS[0], "--mac-b", MACS[1]].map(OsString::from));
     arguments.extend(["--ip-a", ADDRESSES[0], "--ip-b", ADDRESSES[1], "--port", &port].map(OsString::from));
-    arguments.extend(["--notify", "poll", "--json"].map(OsString::from));
+    let notify = if work.mode == NetMode::Idle { "eventfd" } else { "poll" };
+    arguments.extend(["--notify", notify, "--json"].map(OsString::from));
+    if let NetMode::Victim(attack) = work.mode {
+        arguments.extend(["--attack", attack.name()].map(OsString::from));
+    }
     if work.firewall && work.mode == NetMode::OneWay {
         arguments.extend(["--deny-percent", "1"].map(OsString::from));
     }

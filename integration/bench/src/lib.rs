@@ -22,5 +22,6 @@ pub mod plot;
 pub mod programs;
 pub mod result;
 pub mod stats;
+pub mod storm;
 pub mod systems;
 pub mod table;

@@ -9,9 +9,12 @@ use crate::{
     accounting::Roles,
     cases::{Case, NetMode, Part, System, Work, part},
     error::Failure,
-    generator::{Load, Outcome, Report, Target, Timing, blk_arguments, ceiling_arguments, net_arguments, parse},
+    generator::{
+        Load, Outcome, Report, Target, Timing, blk_arguments, ceiling_arguments, net_arguments, parse, victim_arguments,
+    },
     launch::Launch,
     result::{CaseResult, Row, row},
+    storm::Storm,
     systems::{Backend, Context, Setting, VOLUME_LEN_BYTES, fio_load, rest, start},
 };
 
@@ -19,6 +22,8 @@ use crate::{
 const OBTAINED_PCT_MIN: f64 = 97.0;
 /// How many runs may be tried for each that is wanted.
 const TRIES: usize = 2;
+/// Measured seconds of a run in which nothing happens: at least so many.
+const IDLE_S_MIN: f64 = 5.0;
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -127,7 +132,7 @@ pub fn case(
             let number = turn.clean.len() + turn.disturbed.len() + 1;
             tell(&format!("{} run {number}", turn.system.name()));
             match once(case, turn.system, plan, context, deck) {
-                Ok(outcome) if outcome.shares.obtained_pct >= OBTAINED_PCT_MIN => turn.clean.push(outcome),
+                Ok(outcome) if undisturbed(case, &outcome) => turn.clean.push(outcome),
                 Ok(outcome) => turn.disturbed.push(outcome),
                 Err(failure) => {
                     // what it left behind is no base for the next case
@@ -153,6 +158,12 @@ pub fn case(
     }
 }
 
+/// Did both have their cores? What replaces rules takes the backend's by intent.
+fn undisturbed(case: &Case, outcome: &Outcome) -> bool {
+    let storm = matches!(case.work, Work::Net(net) if net.mode == NetMode::Storm);
+    storm || outcome.shares.obtained_pct >= OBTAINED_PCT_MIN
+}
+
 fn no_value(system: System, case: &Case) -> Failure {
     let what = format!("the generator told no {} for {}", case.unit(), case.name);
     Failure::new(system.name(), what, "build generator and runner from the same source")
@@ -174,12 +185,24 @@ fn once(case: &Case, system: System, plan: &Plan, context: &Context, deck: &mut 
         backend_core: context.machine.backend_core,
         generator_core: context.machine.generator_core,
     };
-    let load = load(case, &backend.target(), plan.timing, context)?;
+    let timing = timing(case, plan.timing);
+    let load = load(case, &backend.target(), timing, context)?;
     rest(backend, false);
+    let storm = match case.work {
+        Work::Net(net) if net.mode == NetMode::Storm => backend.policies(),
+        _ => None,
+    };
+    let storm = storm.map(|policies| Storm::begin(policies, context.machine.backend_core));
     let outcome = load.run(roles, &context.folder);
+    let changes_per_s = storm.map(Storm::end).transpose();
     rest(backend, true);
     // a backend that ended says more than a generator that lost it
     backend.check()?;
+    let changes_per_s = changes_per_s?;
+    let outcome = outcome.map(|outcome| Outcome {
+        changes_per_s,
+        ..outcome
+    });
     outcome.map_err(|failure| {
         let log = "the load on it failed; the generator's words:";
         Failure::new(system.name(), format!("{log} {}", failure.short()), failure.remedy())
@@ -187,10 +210,24 @@ fn once(case: &Case, system: System, plan: &Plan, context: &Context, deck: &mut 
     })
 }
 
+/// How long a run of this case is.
+fn timing(case: &Case, timing: Timing) -> Timing {
+    let seconds = if case.is_idle() {
+        timing.seconds.max(IDLE_S_MIN)
+    } else {
+        timing.seconds
+    };
+    Timing { seconds, ..timing }
+}
+
 fn load(case: &Case, target: &Target, timing: Timing, context: &Context) -> Result<Load, Failure> {
     let core = context.machine.generator_core;
     let mut arguments = match (case.work, target) {
-        (Work::Net(net), Target::Net { role, a, b }) => net_arguments(*role, a, b, net, timing),
+        (Work::Net(net), Target::Net { role, a, b, victim }) => {
+            let mut arguments = net_arguments(*role, a, b, net, timing);
+            arguments.extend(victim.iter().flat_map(victim_arguments));
+            arguments
+        }
         (Work::Blk(blk), Target::Blk(socket)) => blk_arguments(socket, blk, VOLUME_LEN_BYTES, timing),
         (Work::Blk(blk), Target::File { path, direct }) => return Ok(fio_load(path, *direct, blk, timing, core)),
         _ => {
@@ -243,6 +280,7 @@ mod tests {
         Outcome {
             report: Report::default(),
             shares: Shares::default(),
+            changes_per_s: None,
         }
     }
 

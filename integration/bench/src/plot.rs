@@ -186,6 +186,8 @@ mod tests {
                 host_cpu_pct: 0.0,
                 generator_limited: false,
                 p99: None,
+                memcpy: None,
+                changes_per_s: None,
             };
             Row::Measured(line, Notes::default())
         };

@@ -38,6 +38,12 @@ pub struct Line {
     /// 99th percentile of the round trips; of latency cases only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
+    /// What one thread copied in memory in the same runs, in the unit of the case; of segments only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memcpy: Option<f64>,
+    /// How often a second the rules were replaced, where they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes_per_s: Option<f64>,
 }
 
 /// What stands beside a result.
@@ -53,6 +59,8 @@ pub struct Notes {
     pub generator_cpu_pct: f64,
     /// Throughput.
     pub gbit_s: Option<f64>,
+    /// A victim's frames beside legal ones and beside the attack, and the attack's, in millions per second.
+    pub beside_mpps: Option<[f64; 3]>,
     /// Frames sent that had to be denied.
     pub denied_sent: Option<u64>,
     /// Runs thrown away: others took more of a core than is allowed.
@@ -107,7 +115,7 @@ impl CaseResult {
     /// How many times as good as `other` is `row`? For latencies the smaller is the better.
     pub fn ratio(&self, row: &Row, other: &Row) -> Option<f64> {
         let (own, others) = (row.median()?, other.median()?);
-        let (good, reference) = if self.case.is_latency() {
+        let (good, reference) = if self.case.less_is_better() {
             (others, own)
         } else {
             (own, others)
@@ -128,7 +136,7 @@ impl CaseResult {
             .iter()
             .filter(|row| !matches!(row.system(), System::Outboard | System::Raw) && row.median().is_some());
         let order = |row: &&Row| row.median().unwrap_or_default();
-        if self.case.is_latency() {
+        if self.case.less_is_better() {
             peers.min_by(|one, two| order(one).total_cmp(&order(two)))
         } else {
             peers.max_by(|one, two| order(one).total_cmp(&order(two)))
@@ -146,6 +154,8 @@ const IDLE_PCT_MIN: f64 = 1.0;
 pub fn value(case: &Case, outcome: &Outcome) -> Option<f64> {
     let report = &outcome.report;
     match case.unit() {
+        "%" if case.is_idle() => Some(outcome.shares.backend_pct),
+        "%" => report.victim_pct,
         "Mpps" | "Mconn/s" => report.pps.map(|pps| pps / 1e6),
         "us" => report.p50_us,
         "Gbit/s" => report.gbit_s,
@@ -160,12 +170,22 @@ pub fn row(case: &Case, system: System, clean: &[Outcome], disturbed: &[Outcome]
     let summary = Summary::of(counted.iter().filter_map(|outcome| value(case, outcome)))?;
     let median =
         |part: &dyn Fn(&Outcome) -> Option<f64>| Summary::of(counted.iter().filter_map(part)).map(|s| s.median);
+    let mpps = |part: &dyn Fn(&Outcome) -> Option<f64>| median(part).map(|pps| pps / 1e6);
+    let beside_mpps = match [
+        mpps(&|o| o.report.legal_pps),
+        mpps(&|o| o.report.pps),
+        mpps(&|o| o.report.attack_pps),
+    ] {
+        [Some(legal), Some(attacked), Some(attack)] => Some([legal, attacked, attack]),
+        _ => None,
+    };
     let notes = Notes {
         features: counted.first().and_then(features),
         empty_polls_pct: median(&|o| o.report.empty_polls_pct),
         ring_full_pct: median(&|o| o.report.ring_full_pct),
         generator_cpu_pct: median(&|o| Some(o.shares.generator_pct)).unwrap_or_default(),
         gbit_s: median(&|o| o.report.gbit_s),
+        beside_mpps,
         denied_sent: counted
             .iter()
             .filter_map(|o| o.report.denied_sent)
@@ -191,6 +211,8 @@ pub fn row(case: &Case, system: System, clean: &[Outcome], disturbed: &[Outcome]
         } else {
             None
         },
+        memcpy: median(&|o| o.report.memcpy_gbit_s).map(rounded),
+        changes_per_s: median(&|o| o.changes_per_s).map(rounded),
     };
     Some(Row::Measured(line, notes))
 }
@@ -202,7 +224,7 @@ fn features(outcome: &Outcome) -> Option<String> {
 }
 
 fn limited(case: &Case, median: f64, ceiling: Option<f64>, notes: &Notes) -> bool {
-    if case.is_latency() {
+    if case.less_is_better() || case.unit() == "%" {
         return false;
     }
     match (ceiling, notes.empty_polls_pct, notes.ring_full_pct) {
@@ -239,6 +261,7 @@ mod tests {
                 generator_pct: 99.0,
                 obtained_pct,
             },
+            changes_per_s: None,
         }
     }
 

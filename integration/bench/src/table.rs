@@ -93,6 +93,16 @@ fn remarks(line: &Line, notes: &Notes) -> String {
     {
         parts.push(format!("{} Gbit/s", readable(gbit_s)));
     }
+    if let Some(memcpy) = line.memcpy.filter(|memcpy| *memcpy > 0.0) {
+        let share = 100.0 * line.median / memcpy;
+        parts.push(format!("{share:.0} % of a memcpy's {}", readable(memcpy)));
+    }
+    if let Some(rate) = line.changes_per_s {
+        parts.push(format!("{} changes/s", readable(rate)));
+    }
+    if let Some([legal, attacked, attack]) = notes.beside_mpps.map(|mpps| mpps.map(readable)) {
+        parts.push(format!("{legal} → {attacked} Mpps beside {attack}"));
+    }
     if line.generator_limited {
         parts.push("limited by the generator".into());
     }
@@ -207,6 +217,8 @@ mod tests {
                 host_cpu_pct: 0.3,
                 generator_limited: system == System::DpdkIo,
                 p99: None,
+                memcpy: None,
+                changes_per_s: None,
             };
             let notes = Notes {
                 features: Some("0x1".into()),

@@ -63,6 +63,23 @@ pub enum Mode {
     Paced,
     /// TCP segments of about 64 KiB, left to the back-end to cut or to hand on whole.
     Tso,
+    /// Nothing, once a frame has come through both ways: queues that run and rest.
+    Idle,
+    /// A second pair of ports (--victim-a, --victim-b) beside the first: both send as fast as they can; then the first
+    /// pair sends the same number of frames a second as an --attack. Told is what is left of the second pair's rate.
+    Victim,
+}
+
+/// What the first pair sends in `victim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attack {
+    /// Datagrams from any port to any port: no cache has seen them.
+    Tuples,
+    /// Datagrams that differ from what is allowed in one bit of the address and one of the port, and at random behind
+    /// those: each makes a cache of masked flows keep another mask.
+    Masks,
+    /// Datagrams that are allowed, each of a connection of its own.
+    Connections,
 }
 
 /// Transport protocol of the frames.
@@ -147,6 +164,27 @@ pub struct NetArgs {
     /// IPv4 address of B.
     #[arg(long, value_name = "ADDRESS", default_value = "10.0.0.11")]
     pub ip_b: Ipv4Addr,
+    /// What A sends in `victim`.
+    #[arg(long, value_enum, default_value_t = Attack::Tuples)]
+    pub attack: Attack,
+    /// Socket of the port that sends beside A; of `victim` only.
+    #[arg(long, value_name = "PATH")]
+    pub victim_a: Option<PathBuf>,
+    /// Socket of the port that receives beside B; of `victim` only.
+    #[arg(long, value_name = "PATH")]
+    pub victim_b: Option<PathBuf>,
+    /// MAC of the port beside A.
+    #[arg(long, value_name = "MAC", default_value = "52:54:00:00:00:0c")]
+    pub victim_mac_a: Mac,
+    /// MAC of the port beside B.
+    #[arg(long, value_name = "MAC", default_value = "52:54:00:00:00:0d")]
+    pub victim_mac_b: Mac,
+    /// IPv4 address of the port beside A.
+    #[arg(long, value_name = "ADDRESS", default_value = "10.0.0.12")]
+    pub victim_ip_a: Ipv4Addr,
+    /// IPv4 address of the port beside B.
+    #[arg(long, value_name = "ADDRESS", default_value = "10.0.0.13")]
+    pub victim_ip_b: Ipv4Addr,
     /// Poll, or sleep on eventfds.
     #[arg(long, value_enum, default_value_t = Notify::Poll)]
     pub notify: Notify,

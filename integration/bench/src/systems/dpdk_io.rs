@@ -56,6 +56,7 @@ impl Backend for DpdkIo {
             role: Role::Connect,
             a: self.a.clone(),
             b: self.b.clone(),
+            victim: None,
         }
     }
 

@@ -25,6 +25,7 @@ use crate::{
     launch::signal_pid,
     machine::Machine,
     programs::Programs,
+    storm::Policies,
 };
 
 /// How long a system may take until its sockets are there.
@@ -56,12 +57,18 @@ pub enum Setting {
     Firewall,
     /// The same, with room for all connections that a run can open.
     Connections,
+    /// The same, with many rules more.
+    ManyRules,
+    /// Two pairs of ports with a firewall between.
+    TwoPairs,
     /// Two ports, with segmentation left to whoever needs it.
     Segments,
     /// A volume.
     Volume(Store),
 }
 
+/// Connections of all ports together where an attack opens them: what a card of this project follows unless told otherwise.
+const CONNECTIONS_ATTACKED: u32 = 2_000_000;
 /// Connections that the port which opens them may have, in every system that keeps state of them.
 const CONNECTIONS_MAX: u32 = 12_000_000;
 
@@ -70,6 +77,8 @@ impl Setting {
     pub fn of(case: &Case) -> Option<Self> {
         match case.work {
             Work::Net(net) if net.mode == NetMode::NewConnections => Some(Self::Connections),
+            Work::Net(net) if net.mode == NetMode::Storm => Some(Self::ManyRules),
+            Work::Net(net) if matches!(net.mode, NetMode::Victim(_)) => Some(Self::TwoPairs),
             Work::Net(net) if net.firewall => Some(Self::Firewall),
             Work::Net(net) if net.mode == NetMode::Segments => Some(Self::Segments),
             Work::Net(_) => Some(Self::Switch),
@@ -83,6 +92,8 @@ impl Setting {
             Self::Switch => "l2",
             Self::Firewall => "fw",
             Self::Connections => "newconn",
+            Self::ManyRules => "storm",
+            Self::TwoPairs => "victim",
             Self::Segments => "tso",
             Self::Volume(Store::Null) => "null",
             Self::Volume(Store::Memory) => "mem",
@@ -109,6 +120,11 @@ pub trait Backend {
 
     /// Its version, as it says itself.
     fn version(&self) -> String;
+
+    /// How its rules are replaced, in the setting that has many.
+    fn policies(&self) -> Option<Policies> {
+        None
+    }
 }
 
 /// Starts a system.

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fmt::Write as _,
     fs,
     io::{BufRead, BufReader},
@@ -23,12 +24,15 @@ use super::{
 use crate::{
     cases::Store,
     error::Failure,
-    generator::{ADDRESSES, ALLOWED_PORT_RANGE, MACS, Role, Target},
+    generator::{ADDRESSES, ALLOWED_PORT_RANGE, MACS, Role, Target, VICTIM_ADDRESSES, VICTIM_MACS},
     launch::{Launch, Running},
+    storm::{Policies, RULES, rule},
 };
 
 const WHO: &str = "outboard";
 const PORTS: [&str; 2] = ["a", "b"];
+/// The second pair.
+const VICTIMS: [&str; 2] = ["c", "d"];
 const VOLUME: &str = "disk";
 /// Of the two ports, where there is a firewall.
 const GROUPS: [&str; 2] = ["client", "server"];
@@ -38,6 +42,7 @@ pub struct Outboard {
     up: Running,
     dpu: u32,
     target: Target,
+    policies: Option<Policies>,
 }
 
 impl Outboard {
@@ -46,10 +51,18 @@ impl Outboard {
         let topology = match setting {
             Setting::Switch | Setting::Segments => network_topology(None),
             Setting::Firewall | Setting::Connections => network_topology(Some(GROUPS)) + &groups(),
+            Setting::ManyRules => network_topology(Some(GROUPS)) + &groups() + &more_rules(0),
+            Setting::TwoPairs => network_topology(Some(GROUPS)) + &ports(PAIR, Some(GROUPS)) + &groups(),
             Setting::Volume(store) => volume_topology(context, store)?,
         };
         let file = folder.join("bench.toml");
         fs::write(&file, topology).map_err(|e| Failure::io(WHO, file.display(), &e, "check the space left in /tmp"))?;
+        let other = folder.join("other.toml");
+        if setting == Setting::ManyRules {
+            let topology = network_topology(Some(GROUPS)) + &groups() + &more_rules(1);
+            fs::write(&other, topology)
+                .map_err(|e| Failure::io(WHO, other.display(), &e, "check the space left in /tmp"))?;
+        }
         let run_dir = folder.join("run");
         let core = context.machine.backend_core;
         // Each of the two ports has half of them.
@@ -76,9 +89,34 @@ impl Outboard {
                 role: Role::Connect,
                 a: socket("ports", PORTS[0]),
                 b: socket("ports", PORTS[1]),
+                victim: (setting == Setting::TwoPairs).then(|| VICTIMS.map(|name| socket("ports", name))),
             },
         };
-        Ok(Self { up, dpu, target })
+        let policies = (setting == Setting::ManyRules).then(|| {
+            let broker = run_dir.join("broker.sock");
+            let apply = |file: &Path| {
+                let program = context.programs.path("outboard");
+                let words: [&OsStr; 6] = [
+                    program.as_ref(),
+                    "--socket".as_ref(),
+                    broker.as_ref(),
+                    "apply".as_ref(),
+                    "-f".as_ref(),
+                    file.as_ref(),
+                ];
+                words.map(OsStr::to_owned).into()
+            };
+            Policies {
+                commands: [apply(&file), apply(&other)],
+                environment: vec![],
+            }
+        });
+        Ok(Self {
+            up,
+            dpu,
+            target,
+            policies,
+        })
     }
 }
 
@@ -109,8 +147,15 @@ fn dpu_pid(ready: &str) -> Option<u32> {
 
 /// `groups`: those of the ports; without any, they are not filtered.
 fn network_topology(groups: Option<[&str; 2]>) -> String {
-    let mut text = "[[network]]\nname = \"bench\"\nsubnets = [\"10.0.0.0/24\"]\n".to_owned();
-    for (index, ((name, mac), address)) in PORTS.into_iter().zip(MACS).zip(ADDRESSES).enumerate() {
+    "[[network]]\nname = \"bench\"\nsubnets = [\"10.0.0.0/24\"]\n".to_owned() + &ports([PORTS, MACS, ADDRESSES], groups)
+}
+
+/// Names, MACs and addresses of the second pair.
+const PAIR: [[&str; 2]; 3] = [VICTIMS, VICTIM_MACS, VICTIM_ADDRESSES];
+
+fn ports([names, macs, addresses]: [[&str; 2]; 3], groups: Option<[&str; 2]>) -> String {
+    let mut text = String::new();
+    for (index, ((name, mac), address)) in names.into_iter().zip(macs).zip(addresses).enumerate() {
         let _ = write!(
             text,
             "\n[[port]]\nname = \"{name}\"\nnetwork = \"bench\"\nmac = \"{mac}\"\naddresses = [\"{address}\"]\n\
@@ -132,6 +177,19 @@ fn groups() -> String {
         let _ = write!(
             text,
             "[[group.rule]]\ndirection = \"ingress\"\nprotocol = \"{protocol}\"\nports = \"{first}-{last}\"\n"
+        );
+    }
+    text
+}
+
+/// Many more rules of the last group, none of which matters to the generator's frames. `policy`: one of two.
+fn more_rules(policy: usize) -> String {
+    let mut text = String::new();
+    for n in 0..RULES {
+        let (from, port) = rule(policy, n);
+        let _ = write!(
+            text,
+            "[[group.rule]]\ndirection=\"ingress\"\nprotocol=\"udp\"\nports=\"{port}\"\nfrom=\"{from}/32\"\n"
         );
     }
     text
@@ -171,6 +229,10 @@ impl Backend for Outboard {
             None => Ok(()),
             Some(status) => Err(self.up.failure(format!("ended with {status}"), "see what it said")),
         }
+    }
+
+    fn policies(&self) -> Option<Policies> {
+        self.policies.clone()
     }
 
     fn version(&self) -> String {

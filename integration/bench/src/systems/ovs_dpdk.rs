@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -11,11 +12,14 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{Backend, CONNECTIONS_MAX, Context, READY_LIMIT, Setting, dpdk_memory, package_version};
+use super::{
+    Backend, CONNECTIONS_ATTACKED, CONNECTIONS_MAX, Context, READY_LIMIT, Setting, dpdk_memory, package_version,
+};
 use crate::{
     error::Failure,
     generator::{ALLOWED_PORTS, Role, Target},
     launch::{Launch, Running, run},
+    storm::{Policies, RULES, rule},
 };
 
 const WHO: &str = "ovs-dpdk";
@@ -26,6 +30,8 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 const MEMORY_MB: u32 = 512;
 
 const PORTS: [&str; 2] = ["va", "vb"];
+/// The second pair.
+const VICTIMS: [&str; 2] = ["vc", "vd"];
 
 /// A running Open vSwitch.
 pub struct OvsDpdk {
@@ -33,6 +39,7 @@ pub struct OvsDpdk {
     switch: Running,
     database: Running,
     folder: PathBuf,
+    setting: Setting,
 }
 
 impl OvsDpdk {
@@ -80,62 +87,98 @@ impl OvsDpdk {
         // Not waited for by the tool, which would not notice that the switch ended.
         let bridge = "--no-wait add-br br0 -- set bridge br0 datapath_type=netdev fail-mode=standalone";
         vsctl(&bridge.split(' ').collect::<Vec<_>>())?;
-        vsctl(&ports(folder).iter().map(String::as_str).collect::<Vec<_>>())?;
-        let number = || vsctl(&["--no-wait", "get", "Interface", PORTS[1], "ofport"]).unwrap_or_default();
-        switch.wait_until("two ports", READY_LIMIT, || number().trim() == "2")?;
+        let names = if setting == Setting::TwoPairs {
+            &[PORTS, VICTIMS].concat()[..]
+        } else {
+            &PORTS[..]
+        };
+        vsctl(&ports(folder, names).iter().map(String::as_str).collect::<Vec<_>>())?;
+        let number = || vsctl(&["--no-wait", "get", "Interface", names[names.len() - 1], "ofport"]).unwrap_or_default();
+        let last = names.len().to_string();
+        switch.wait_until("its ports", READY_LIMIT, || number().trim() == last)?;
         let started = Self {
             switch,
             database,
             folder: folder.to_owned(),
+            setting,
         };
-        if matches!(setting, Setting::Firewall | Setting::Connections) {
-            started.firewall()?;
+        match setting {
+            Setting::Firewall | Setting::Connections => started.firewall(&firewall_flows(1), CONNECTIONS_MAX)?,
+            Setting::TwoPairs => started.firewall(&firewall_flows(2), CONNECTIONS_ATTACKED)?,
+            Setting::ManyRules => {
+                started.write("other-flows", &(firewall_flows(1) + &more_flows(1)))?;
+                started.firewall(&(firewall_flows(1) + &more_flows(0)), CONNECTIONS_MAX)?;
+            }
+            Setting::Switch | Setting::Segments | Setting::Volume(_) => {}
         }
         Ok(started)
     }
 
-    /// Connections may be opened from the first port to the allowed destination ports; what belongs to one passes.
-    fn firewall(&self) -> Result<(), Failure> {
-        let file = self.folder.join("flows");
-        fs::write(&file, firewall_flows())
-            .map_err(|e| Failure::io(WHO, file.display(), &e, "check the space left in /tmp"))?;
-        let bridge = format!("unix:{}", self.folder.join("br0.mgmt").display());
+    fn write(&self, name: &str, flows: &str) -> Result<PathBuf, Failure> {
+        let file = self.folder.join(name);
+        fs::write(&file, flows).map_err(|e| Failure::io(WHO, file.display(), &e, "check the space left in /tmp"))?;
+        Ok(file)
+    }
+
+    fn bridge(&self) -> String {
+        format!("unix:{}", self.folder.join("br0.mgmt").display())
+    }
+
+    fn firewall(&self, flows: &str, connections: u32) -> Result<(), Failure> {
+        let file = self.write("flows", flows)?;
         let mut command = tool("ovs-ofctl", &self.folder);
         run(
             WHO,
-            command.args(["-O", "OpenFlow13", "replace-flows", &bridge]).arg(&file),
+            command
+                .args(["-O", "OpenFlow13", "replace-flows", &self.bridge()])
+                .arg(&file),
         )?;
         let mut command = tool("ovs-appctl", &self.folder);
         let control = self.folder.join("vs.ctl");
         let command = command.arg("-t").arg(control);
-        run(
-            WHO,
-            command.args(["dpctl/ct-set-maxconns", &CONNECTIONS_MAX.to_string()]),
-        )?;
+        run(WHO, command.args(["dpctl/ct-set-maxconns", &connections.to_string()]))?;
         Ok(())
     }
 }
 
-fn firewall_flows() -> String {
+/// Connections may be opened from the first port of each pair to the allowed destination ports; what belongs to one passes.
+fn firewall_flows(pairs: u32) -> String {
     let allowed = ALLOWED_PORTS.1;
     let mut flows = vec![
         "table=0,priority=10,arp,actions=NORMAL".to_owned(),
         "table=0,priority=100,ip,ct_state=-trk,actions=ct(table=1)".into(),
-        "table=1,priority=100,ip,ct_state=+trk+est,in_port=1,actions=output:2".into(),
-        "table=1,priority=100,ip,ct_state=+trk+est,in_port=2,actions=output:1".into(),
         "table=1,priority=1,actions=drop".into(),
     ];
-    for protocol in ["udp", "tcp"] {
-        flows.push(format!(
-            "table=1,priority=100,{protocol},ct_state=+trk+new,in_port=1,tp_dst={allowed},actions=ct(commit),output:2"
-        ));
+    for pair in 0..pairs {
+        let (one, two) = (2 * pair + 1, 2 * pair + 2);
+        for (from, to) in [(one, two), (two, one)] {
+            flows.push(format!(
+                "table=1,priority=100,ip,ct_state=+trk+est,in_port={from},actions=output:{to}"
+            ));
+        }
+        for protocol in ["udp", "tcp"] {
+            flows.push(format!(
+                "table=1,priority=100,{protocol},ct_state=+trk+new,in_port={one},tp_dst={allowed},actions=ct(commit),output:{two}"
+            ));
+        }
     }
     flows.join("\n") + "\n"
 }
 
-/// Arguments that make two ports. The switch connects, and tries again each second.
-fn ports(folder: &Path) -> Vec<String> {
-    let port = |name: &str, number: u32| {
+/// Many more flows, none of which matters to the generator's frames. `policy`: one of two.
+fn more_flows(policy: usize) -> String {
+    let flow = |n| {
+        let (from, port) = rule(policy, n);
+        format!(
+            "table=1,priority=50,udp,ct_state=+trk+new,in_port=1,nw_src={from},tp_dst={port},actions=ct(commit),output:2\n"
+        )
+    };
+    (0..RULES).map(flow).collect()
+}
+
+/// Arguments that make ports, numbered from 1. The switch connects, and tries again each second.
+fn ports(folder: &Path, names: &[&str]) -> Vec<String> {
+    let port = |name: &str, number: usize| {
         let socket = folder.join(format!("{name}.sock"));
         [
             "add-port".to_owned(),
@@ -151,9 +194,12 @@ fn ports(folder: &Path) -> Vec<String> {
         ]
     };
     let mut words = vec!["--no-wait".to_owned()];
-    words.extend(port(PORTS[0], 1));
-    words.push("--".into());
-    words.extend(port(PORTS[1], 2));
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 {
+            words.push("--".into());
+        }
+        words.extend(port(name, index + 1));
+    }
     words
 }
 
@@ -187,6 +233,8 @@ impl Backend for OvsDpdk {
             role: Role::Listen,
             a: self.folder.join(format!("{}.sock", PORTS[0])),
             b: self.folder.join(format!("{}.sock", PORTS[1])),
+            victim: (self.setting == Setting::TwoPairs)
+                .then(|| VICTIMS.map(|name| self.folder.join(format!("{name}.sock")))),
         }
     }
 
@@ -203,6 +251,22 @@ impl Backend for OvsDpdk {
             None => Ok(()),
             Some(status) => Err(self.switch.failure(format!("ended with {status}"), "see what it said")),
         }
+    }
+
+    fn policies(&self) -> Option<Policies> {
+        let replace = |name: &str| {
+            let file = self.folder.join(name).into_os_string();
+            let mut words: Vec<OsString> = ["ovs-ofctl", "--bundle", "replace-flows", &self.bridge()]
+                .map(OsString::from)
+                .into();
+            words.push(file);
+            words
+        };
+        let variables = variables(&self.folder).map(|(name, value)| (name.into(), value.into()));
+        (self.setting == Setting::ManyRules).then(|| Policies {
+            commands: [replace("flows"), replace("other-flows")],
+            environment: variables.into(),
+        })
     }
 
     fn version(&self) -> String {
@@ -222,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_firewall_lets_connections_begin_on_one_side_only() {
-        let flows = firewall_flows();
+        let flows = firewall_flows(1);
         let opening: Vec<&str> = flows.lines().filter(|flow| flow.contains("+new")).collect();
         assert_eq!(opening.len(), 2);
         for flow in opening {

@@ -48,6 +48,15 @@ pub enum Kind {
     Denied(u32),
 }
 
+/// How the ports of a flow follow from its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// Source ports first, then the destination ports that are allowed.
+    Allowed,
+    /// Any source and destination port.
+    Anywhere,
+}
+
 /// Frames of one direction.
 #[derive(Debug, Clone, Copy)]
 pub struct Frames {
@@ -63,6 +72,8 @@ pub struct Frames {
     pub len: usize,
     /// How many flows.
     pub flows: u32,
+    /// Their ports.
+    pub spread: Spread,
     port: u16,
     deny_port: u16,
 }
@@ -85,6 +96,7 @@ impl Frames {
             l4: args.l4,
             len: usize::from(args.frame).saturating_sub(FCS_LEN),
             flows: args.flows,
+            spread: Spread::Allowed,
             port: args.port,
             deny_port: args.deny_port,
         };
@@ -97,6 +109,12 @@ impl Frames {
                 ..forward
             },
         ]
+    }
+
+    /// The same of so many other flows.
+    #[must_use]
+    pub fn of_flows(self, flows: u32, spread: Spread) -> Self {
+        Self { flows, spread, ..self }
     }
 
     /// The smallest that hold a sequence number.
@@ -134,6 +152,9 @@ impl Frames {
     /// Source and destination port of a flow, as they are in frames of this direction.
     #[inline(always)]
     pub fn ports(&self, flow: u32) -> (u16, u16) {
+        if self.spread == Spread::Anywhere {
+            return (low16(flow >> 16), low16(flow));
+        }
         let initiator = SOURCE_PORT_FIRST + flow % SOURCE_PORT_COUNT;
         let responder = u32::from(self.port) + flow / SOURCE_PORT_COUNT % PORT_COUNT;
         let [initiator, responder] = [initiator, responder].map(low16);
@@ -181,6 +202,15 @@ impl Frames {
         if self.l4 == L4::Tcp {
             tcp_header(frame, 1, 1, TCP_PSH | TCP_ACK);
         }
+        finish_l4(frame);
+    }
+
+    /// The frame of a flow to another address and port than those of the receiver.
+    pub fn build_to(&self, (ip, port): (Ipv4Addr, u16), flow: u32, frame: &mut Vec<u8>) {
+        let mut other = *self;
+        other.to.ip = ip;
+        other.build(Kind::Prime(flow), frame);
+        frame[36..38].copy_from_slice(&port.to_be_bytes());
         finish_l4(frame);
     }
 

@@ -109,3 +109,11 @@ fn only_questions_about_oneself_are_answered() {
     assert_eq!(arp_answer(&announcement(b), b), None, "its own announcement");
     assert_eq!(arp_answer(&question[..30], b), None);
 }
+
+#[test]
+fn a_frame_to_elsewhere_is_a_sound_one() {
+    let [frames, _] = frames("udp", &[]);
+    let mut frame = Vec::new();
+    frames.build_to(([10, 77, 0, 1].into(), 4711), 5, &mut frame);
+    assert_eq!((sound(&frame), &frame[30..34]), ((1029, 4711), &[10, 77, 0, 1][..]));
+}

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod frames;
+pub mod idle;
 pub mod link;
 pub mod newconn;
 pub mod outcome;
@@ -12,6 +13,9 @@ pub mod prime;
 pub mod queue;
 pub mod stream;
 pub mod tso;
+pub mod victim;
+
+use std::path::PathBuf;
 
 use crate::{
     args::{Mode, NetArgs},
@@ -47,6 +51,8 @@ pub fn run(args: &NetArgs) -> Result<Outcome, Error> {
         Mode::Paced => pingpong::run_paced(args, link),
         Mode::Newconn => newconn::run(args, link),
         Mode::Tso => tso::run(args, link),
+        Mode::Idle => idle::run(args, link),
+        Mode::Victim => victim::run(args, link),
     }
 }
 
@@ -79,6 +85,16 @@ pub fn check(args: &NetArgs) -> Result<(), Error> {
     }
     if args.a == args.b {
         return usage("--a and --b must be two sockets".into());
+    }
+    let sockets = [
+        Some(&args.a),
+        Some(&args.b),
+        args.victim_a.as_ref(),
+        args.victim_b.as_ref(),
+    ];
+    let different = |(n, one): (usize, &Option<&PathBuf>)| one.is_some() && !sockets[..n].contains(one);
+    if args.mode == Mode::Victim && !sockets.iter().enumerate().all(different) {
+        return usage("--a, --b, --victim-a and --victim-b must be four sockets".into());
     }
     Ok(())
 }

@@ -271,6 +271,17 @@ impl Tx {
         }
     }
 
+    /// Writes a frame to each buffer, to be sent as they are by [`Tx::flush`] from then on. `build` is told the buffer.
+    pub fn prepare_each(&mut self, mut build: impl FnMut(u16, &mut Vec<u8>)) {
+        let mut frame = std::mem::take(&mut self.scratch);
+        for head in 0..self.ring.size() {
+            build(head, &mut frame);
+            self.fill(head, &[0; HEADER_LEN], &frame);
+        }
+        self.scratch = frame;
+        self.sums.fill(None);
+    }
+
     /// Publishes `count` queued frames.
     pub fn flush(&mut self, count: u16) {
         if count > 0 {

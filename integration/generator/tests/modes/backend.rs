@@ -189,12 +189,12 @@ fn connect(path: &Path, stop: &AtomicBool) -> Option<UnixStream> {
     None
 }
 
-/// Outboard's own switch with two ports.
-pub struct TwoPorts(Switch);
+/// Outboard's own switch with two pairs of ports.
+pub struct Ports(Switch);
 
-const NAMES: [&str; 2] = ["a", "b"];
+const NAMES: [&str; 4] = ["a", "b", "victim-a", "victim-b"];
 
-impl TwoPorts {
+impl Ports {
     /// Ports at the addresses that the generator has unless said otherwise.
     pub fn new() -> Self {
         let mut switch = Switch::new();
@@ -211,7 +211,7 @@ impl TwoPorts {
     }
 }
 
-impl Engine for TwoPorts {
+impl Engine for Ports {
     fn features(&self) -> u64 {
         vhost_net_dpu::features::FEATURES
     }

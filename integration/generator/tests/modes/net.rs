@@ -9,11 +9,15 @@ use outboard_generator::{
     report::Report,
 };
 
-use crate::backend::{Backend, Engine, TwoPorts, Wire};
+use crate::backend::{Backend, Engine, Ports, Wire};
 
 /// Runs the generator with a back-end.
 fn run(engine: impl Engine, role: Role, more: &[&str]) -> Result<Outcome, Error> {
     let backend = Backend::start(engine, 2, role);
+    drive(&backend, role, more)
+}
+
+fn drive(backend: &Backend, role: Role, more: &[&str]) -> Result<Outcome, Error> {
     let (a, b) = (backend.socket(0), backend.socket(1));
     let role = if role == Role::Connect { "connect" } else { "listen" };
     let common = [
@@ -33,10 +37,10 @@ fn run(engine: impl Engine, role: Role, more: &[&str]) -> Result<Outcome, Error>
 /// Runs in a mode against Outboard's own switch, in both roles, and expects that all is right.
 #[track_caller]
 fn right(more: &[&str]) -> Outcome {
-    run(TwoPorts::new(), Role::Listen, more)
+    run(Ports::new(), Role::Listen, more)
         .map(|outcome| assert_right(&outcome))
         .unwrap();
-    let outcome = run(TwoPorts::new(), Role::Connect, more).unwrap();
+    let outcome = run(Ports::new(), Role::Connect, more).unwrap();
     assert_right(&outcome);
     outcome
 }
@@ -124,6 +128,61 @@ fn new_udp_connections() {
 fn large_segments() {
     let report = right(&["--mode", "tso", "--burst", "2"]).report;
     assert!(report.bytes.unwrap() > 1 << 20, "{report:?}");
+}
+
+#[test]
+fn segments_are_told_beside_a_copy_in_memory() {
+    let report = right(&["--mode", "tso", "--burst", "2"]).report;
+    assert!(report.memcpy_gbit_s.unwrap() > 0.1, "{report:?}");
+}
+
+#[test]
+fn resting_queues_move_nothing() {
+    let report = right_without_frames(&["--mode", "idle", "--notify", "eventfd"]).report;
+    assert_eq!((report.frames, report.lost), (None, Some(0)));
+    assert!(report.seconds >= 0.1 && report.cpu_pct < 50.0, "{report:?}");
+}
+
+/// Runs against Outboard's own switch, in a mode that counts no frames.
+#[track_caller]
+fn right_without_frames(more: &[&str]) -> Outcome {
+    let outcome = run(Ports::new(), Role::Connect, more).unwrap();
+    assert!(outcome.wrong.is_none(), "{:?}: {:?}", outcome.wrong, outcome.report);
+    outcome
+}
+
+/// Both pairs of ports, one of which attacks.
+fn beside(role: Role, attack: &str) -> Outcome {
+    let backend = Backend::start(Ports::new(), 4, role);
+    let sockets = [2, 3].map(|port| backend.socket(port));
+    let [a, b] = sockets.each_ref().map(|path| path.to_str().unwrap());
+    let more = ["--mode", "victim", "--attack", attack, "--victim-a", a, "--victim-b", b];
+    drive(&backend, role, &more).unwrap()
+}
+
+#[test]
+fn an_attacker_and_its_victim() {
+    for attack in ["tuples", "masks", "connections"] {
+        for role in [Role::Connect, Role::Listen] {
+            let outcome = beside(role, attack);
+            assert_right(&outcome);
+            let report = outcome.report;
+            assert_eq!(report.reordered, Some(0));
+            let rates = [
+                report.legal_pps,
+                report.beside_pps,
+                report.attack_pps,
+                report.victim_pct,
+            ];
+            assert!(rates.iter().all(|rate| rate.unwrap() > 0.0), "{attack}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_victim_needs_ports_of_its_own() {
+    let error = run(honest(MERGEABLE), Role::Connect, &["--mode", "victim"]);
+    assert!(error.is_err_and(|error| error.to_string().contains("four sockets")));
 }
 
 #[test]
