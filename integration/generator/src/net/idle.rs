@@ -6,7 +6,12 @@ use crate::{
     args::NetArgs,
     error::Error,
     meter::{Meter, Phase},
-    net::{link::Link, outcome::Outcome, port::sleep, prime::find_path},
+    net::{
+        link::Link,
+        outcome::Outcome,
+        port::{TX_QUEUE, sleep},
+        prime::find_path,
+    },
     report::Report,
 };
 
@@ -24,6 +29,11 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
         // A switch that says something is answered, as a guest would.
         link.receive(0)?;
         link.receive(1)?;
+        // Buffers that came back are taken: who sleeps over some is woken at once.
+        for port in &mut link.ports {
+            let room = port.tx.room();
+            room.map_err(|fault| port.fault(TX_QUEUE, fault))?;
+        }
         if link.sleeps {
             sleep(&link.ports, SLEEP)?;
         } else {
