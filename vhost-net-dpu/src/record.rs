@@ -452,6 +452,7 @@ impl Record {
     }
 
     /// Source and destination of an IP packet, whose `head` this is; `None` of anything else.
+    #[inline]
     pub fn addresses(&self, head: &[u8]) -> Option<IpAddresses> {
         match self.class {
             Class::Ipv4 => self
@@ -462,6 +463,32 @@ impl Record {
                 .map(|(source, destination)| IpAddresses::V6(source, destination)),
             _ => None,
         }
+    }
+
+    /// Is this packet of the same flow as another one, in the same direction: between the same addresses and ports, by the
+    /// same protocol? That is only said of whole TCP and UDP packets without a source route; of all others, no.
+    #[inline]
+    pub fn continues(&self, head: &[u8], other: &Self, other_head: &[u8]) -> bool {
+        // The ports differ most often where the flow does.
+        if self.source_port != other.source_port
+            || self.destination_port != other.destination_port
+            || self.protocol != other.protocol
+            || self.class != other.class
+            || !(self.is_whole_with_ports() && other.is_whole_with_ports())
+        {
+            return false;
+        }
+        match self.class {
+            Class::Ipv4 => same_bytes::<8>(head, other_head, IPV4_SOURCE),
+            Class::Ipv6 => same_bytes::<32>(head, other_head, IPV6_SOURCE),
+            Class::Arp | Class::Other | Class::Refused => false,
+        }
+    }
+
+    #[inline]
+    fn is_whole_with_ports(&self) -> bool {
+        let has_ports = matches!(self.protocol, IP_PROTOCOL_TCP | IP_PROTOCOL_UDP);
+        has_ports && self.fragment == Fragment::No && !self.routed
     }
 
     /// The head from the transport header on; empty where there is no IP.
@@ -532,6 +559,13 @@ const fn has_identifier(protocol: u8, kind: u8) -> bool {
         IP_PROTOCOL_ICMP => matches!(kind, 0 | 8 | 13..=18),
         _ => matches!(kind, 128 | 129 | 139 | 140),
     }
+}
+
+/// Have both the same `N` bytes from `at` on?
+#[inline]
+fn same_bytes<const N: usize>(one: &[u8], other: &[u8], at: usize) -> bool {
+    let bytes = |head: &[u8]| head.get(at..).and_then(|rest| rest.first_chunk::<N>().copied());
+    bytes(one).is_some_and(|bytes_of_one| Some(bytes_of_one) == bytes(other))
 }
 
 #[cfg(test)]

@@ -220,3 +220,22 @@ fn most_frames_go_the_short_way() {
         }
     }
 }
+
+proptest! {
+    /// What is said to be of one flow has the same name by the parser's account, and the reverse.
+    #[test]
+    fn what_continues_a_flow_has_its_name(one in frames(), other in frames()) {
+        let (Ok(a), Ok(b)) = (Record::parse(head(&one), one.len()), Record::parse(head(&other), other.len())) else {
+            return Ok(());
+        };
+        let name = |record: &Record, frame: &[u8]| {
+            let with_ports = matches!(record.protocol, IP_PROTOCOL_TCP | IP_PROTOCOL_UDP);
+            let whole = record.fragment == Fragment::No && !record.routed && with_ports;
+            let ports = (record.source_port, record.destination_port);
+            record.addresses(head(frame)).filter(|_| whole).map(|addresses| (addresses, record.protocol, ports))
+        };
+        let same = name(&a, &one).is_some() && name(&a, &one) == name(&b, &other);
+        prop_assert_eq!(b.continues(head(&other), &a, head(&one)), same);
+        prop_assert_eq!(a.continues(head(&one), &a, head(&one)), name(&a, &one).is_some());
+    }
+}

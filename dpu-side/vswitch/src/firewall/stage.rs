@@ -1,9 +1,14 @@
-//! The firewall's stage of a burst: all lookups are prepared before the first one is made.
+//! The firewall's stage of a burst: all lookups are prepared before the first one is made, and frames that follow one of
+//! their own flow share its lookup.
 
-use outboard_conntrack::{Direction, Key, Table, Tuple, Verdict};
+use outboard_conntrack::{Direction, EntryRef, Key, Packet, Table, Tuple, Verdict};
 use outboard_controls::{Check, on};
 use outboard_firewall::{Action, Direction as Way, RuleId};
-use vhost_net_dpu::{packet::Fragment, record::Record, tx::TxQueue};
+use vhost_net_dpu::{
+    packet::Fragment,
+    record::Record,
+    tx::{BURST_MAX, TxQueue},
+};
 
 use super::{
     Allowed, BURST_COST_MAX, Denial, Firewall, OPENING_COST, Question, REFUSAL_COST, datagrams,
@@ -55,9 +60,10 @@ impl Default for Aim {
 }
 
 /// What is known of a packet by its connection's entry alone.
+#[derive(Clone, Copy)]
 enum Known {
-    /// It is of a connection that was allowed, and still is.
-    Passes,
+    /// It is of a connection that was allowed, and still is: of this one, in this direction.
+    Passes(EntryRef, Direction),
     /// It contradicts its connection's state.
     Invalid,
     /// More has to be asked.
@@ -99,11 +105,44 @@ impl Aim {
         let Ok(packet) = tracked::packet(record, head) else {
             return Known::Invalid;
         };
-        match table.observe(found.entry, found.direction, &packet, now) {
-            Verdict::Ok => Known::Passes,
-            Verdict::Invalid(_) => Known::Invalid,
-            Verdict::Reopens | Verdict::Gone => Known::Unsure,
-        }
+        take_in(table, (found.entry, found.direction), &packet, now)
+    }
+}
+
+/// Has a connection take in a packet of it.
+#[inline]
+fn take_in(table: &Table, (entry, direction): (EntryRef, Direction), packet: &Packet<'_>, now: u64) -> Known {
+    match table.observe(entry, direction, packet, now) {
+        Verdict::Ok => Known::Passes(entry, direction),
+        Verdict::Invalid(_) => Known::Invalid,
+        Verdict::Reopens | Verdict::Gone => Known::Unsure,
+    }
+}
+
+/// What is known of a packet that comes right after another one of its flow, which passed by that connection's entry.
+#[inline]
+fn follow(table: &Table, of: (EntryRef, Direction), (record, head): (&Record, &[u8]), now: u64) -> Known {
+    match tracked::packet(record, head) {
+        // At the same time and in the same direction, a second packet changes nothing that the first one has not.
+        Ok(Packet::Other) => Known::Passes(of.0, of.1),
+        Ok(packet) => take_in(table, of, &packet, now),
+        Err(_) => Known::Invalid,
+    }
+}
+
+/// Which frames of a burst come right after one of their own flow, by slot.
+#[derive(Clone, Copy, Default)]
+struct Followers(u32);
+
+const _: () = assert!(BURST_MAX <= u32::BITS as usize, "a bit for each slot");
+
+impl Followers {
+    fn add(&mut self, slot: usize) {
+        self.0 |= 1 << slot;
+    }
+
+    fn has(self, slot: usize) -> bool {
+        self.0 >> slot & 1 == 1
     }
 }
 
@@ -118,27 +157,47 @@ impl Firewall {
         let mut keys = std::mem::take(&mut self.keys);
         keys.clear();
         let records = burst.tx.records().get(burst.first..).unwrap_or_default();
+        let mut followers = Followers::default();
+        // Nothing continues what was refused.
+        let mut before: (&Record, &[u8]) = (&Record::default(), &[]);
         for (slot, (fate, record)) in (burst.first..).zip(fates.iter().zip(records)) {
-            if matches!(fate, Fate::Ask(_)) {
-                keys.push(table.key(&tracked::tuple(record, burst.tx.head_of(slot), burst.from.zone)));
+            if !matches!(fate, Fate::Ask(_)) {
+                continue;
             }
+            let head = burst.tx.head_of(slot);
+            if record.continues(head, before.0, before.1) {
+                followers.add(slot);
+            } else {
+                keys.push(table.key(&tracked::tuple(record, head, burst.from.zone)));
+            }
+            before = (record, head);
         }
         table.prepare(&mut keys);
         let mut cost = 0;
         let mut aim = Aim::default();
         let mut remaining = keys.iter();
+        let mut flow = None;
+        // What was known of the frame before, of which the one at hand may be a follower.
+        let mut known = Known::Unsure;
         for (slot, (fate, record)) in (burst.first..).zip(fates.iter_mut().zip(records)) {
             let Fate::Ask(output) = *fate else { continue };
-            let Some(key) = remaining.next() else { break };
             let head = burst.tx.head_of(slot);
-            let known = match output {
-                Output::Port(port) if port == aim.port || aim.turn(burst.policy, burst.from, port) => {
+            let follows = followers.has(slot);
+            if !follows {
+                flow = remaining.next();
+            }
+            let Some(key) = flow else { break };
+            known = match (known, output) {
+                (Known::Passes(entry, direction), Output::Port(port)) if follows && port == aim.port => {
+                    follow(&table, (entry, direction), (record, head), burst.now)
+                }
+                (_, Output::Port(port)) if port == aim.port || aim.turn(burst.policy, burst.from, port) => {
                     aim.holds(&table, key, (record, head), burst.now)
                 }
                 _ => Known::Unsure,
             };
             *fate = match known {
-                Known::Passes => Fate::Output(output),
+                Known::Passes(..) => Fate::Output(output),
                 Known::Invalid => Fate::Refused {
                     reason: DropReason::CtInvalid,
                     at: burst.index,

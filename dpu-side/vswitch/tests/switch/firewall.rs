@@ -116,12 +116,12 @@ pub fn v4_packet(from: u8, to: u8, protocol: u8, word: u16, id: u16, payload: &[
 }
 
 const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const ACK: u8 = 16;
 
 /// A segment between 10.0.0.`from`:`ports.0` and 10.0.0.`to`:`ports.1`.
-fn segment(ends: (u8, u8), ports: (u16, u16), flags: u8, (sequence, acknowledged): (u32, u32)) -> Vec<u8> {
+pub fn segment(ends: (u8, u8), ports: (u16, u16), flags: u8, (sequence, acknowledged): (u32, u32)) -> Vec<u8> {
     let header: [&[u8]; 6] = [
         &ports.0.to_be_bytes(),
         &ports.1.to_be_bytes(),

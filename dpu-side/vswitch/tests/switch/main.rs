@@ -5,6 +5,7 @@ mod capture;
 mod dirty_log;
 mod firewall;
 mod fleet;
+mod flows;
 mod forwarding;
 mod frames;
 mod hostile;
