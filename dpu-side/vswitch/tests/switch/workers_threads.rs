@@ -22,8 +22,9 @@ const FLOWS: u32 = 16;
 const FRAMES: u32 = 2_500;
 /// How long it may take on a slow machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Frames a guest has on their way at most: no more than the other one's buffers.
-const WINDOW: u32 = 48;
+/// How many frames a guest may have sent more than it got. The other one may have as many, so that twice this number are on
+/// their way to a guest at most: no more than one of its queues has buffers, and all of them may be for that one.
+const WINDOW: u32 = 32;
 
 fn frame(from: u8, to: u8, flow: u8, number: u32) -> Vec<u8> {
     let payload = [&[flow][..], &number.to_be_bytes(), &[from; 300]].concat();
