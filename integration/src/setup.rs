@@ -76,9 +76,9 @@ pub fn peers(systems: &[&str], yes: bool) -> Result<(), SetupError> {
 }
 
 /// Installs what the tests run: what the demo runs, DPDK as a client, libvirt's command line, which checks what is printed
-/// for it, and nftables as the firewall's oracle.
+/// for it, nftables as the firewall's oracle, and valgrind to count instructions.
 pub fn test_packages(yes: bool) -> Result<(), SetupError> {
-    install(&["demo", "dpdk-io", "libvirt", "oracle"], yes)
+    install(&["demo", "dpdk-io", "libvirt", "oracle", "valgrind"], yes)
 }
 
 fn install(groups: &[&str], yes: bool) -> Result<(), SetupError> {

@@ -45,8 +45,9 @@ pub const CONNECTIONS_DEFAULT: u32 = 1 << 16;
 /// What opening a connection costs beyond a frame that is of one, in frames: in time, as its memory is in no cache; of
 /// instructions it is half of that. What the rules are asked is charged besides, by the step.
 pub(crate) const OPENING_COST: usize = 4;
-/// What it costs to find that a packet is of no connection and opens none.
-pub(crate) const REFUSAL_COST: usize = 1;
+/// What it costs to find out about a packet for which it is not enough that its connection is known: fragments, errors, and
+/// what is of no connection and opens none.
+pub(crate) const THOUGHT_COST: usize = 1;
 /// What a burst may cost before what is left of it has to wait, in frames, so that no breath takes long.
 pub(crate) const BURST_COST_MAX: usize = 512;
 /// How many steps of judgements cost as much as a frame: where rules are many, most steps wait for memory.

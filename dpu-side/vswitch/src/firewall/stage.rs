@@ -11,7 +11,7 @@ use vhost_net_dpu::{
 };
 
 use super::{
-    Allowed, BURST_COST_MAX, Denial, Firewall, OPENING_COST, Question, REFUSAL_COST, datagrams,
+    Allowed, BURST_COST_MAX, Denial, Firewall, OPENING_COST, Question, THOUGHT_COST, datagrams,
     datagrams::Datagrams,
     is_icmp_error,
     quoted::quoted,
@@ -244,7 +244,7 @@ impl Firewall {
             Output::Flood => self.flood(&question, burst.policy.filters(burst.from)),
         };
         match outcome {
-            Ok(None) => (Fate::Output(output), 0),
+            Ok(None) => (Fate::Output(output), THOUGHT_COST),
             Ok(Some(allowed)) => {
                 self.log_allowed(&allowed, tuple, burst.now);
                 (Fate::Output(output), OPENING_COST)
@@ -263,7 +263,7 @@ impl Firewall {
                     },
                     reject: denial.reject,
                 };
-                (fate, REFUSAL_COST)
+                (fate, THOUGHT_COST)
             }
         }
     }

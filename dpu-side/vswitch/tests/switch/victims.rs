@@ -155,8 +155,7 @@ fn p05_a_flood_of_rejected_packets_pays_and_is_not_answered_in_full() {
 
 #[test]
 fn p05_h45_a_flood_of_fragments_pays_for_what_is_remembered_of_them() {
-    // Each second one of them costs two.
-    let mut attack = |number: u16| {
+    charged(false, 2, |number: u16| {
         let ports = datagram(1, 2, (OWN_FLOW, OPEN_PORT))[34..42].to_vec();
         // First ones of ever new datagrams, and later ones that have no first.
         let (word, id) = if number.is_multiple_of(2) {
@@ -165,15 +164,7 @@ fn p05_h45_a_flood_of_fragments_pays_for_what_is_remembered_of_them() {
             (0x20, number)
         };
         v4_packet(1, 2, 17, word, id, &[&ports[..], &[0; 16]].concat())
-    };
-    let got = served(&mut contest(false), &mut attack);
-    assert!((SHARE / 2..=SHARE * 2 / 3 + 32).contains(&got), "{got} frames");
-    let _off = Off::here(Check::WorkCharged);
-    assert_eq!(
-        served(&mut contest(false), &mut attack),
-        SHARE,
-        "control: nothing is charged"
-    );
+    });
 }
 
 #[test]

@@ -104,6 +104,14 @@ const BESIDE_TESTS: Lane = &[
         },
     },
     Step {
+        name: "instructions",
+        about: "instructions per frame and request, and what an attack leaves to others, against what was recorded",
+        run: |_| {
+            let counter = ["run", "--quiet", "-p", "outboard-bench", "--bin", "bench-instructions"];
+            succeeds(beside(&counter).args(["--", "--check", "--top", "0"]))
+        },
+    },
+    Step {
         name: "guests",
         about: "building the tests with guests, and what they run",
         run: |_| {
@@ -295,7 +303,10 @@ mod tests {
 
     #[test]
     fn every_step_can_be_left_out_by_its_name() {
-        assert_eq!(names(), ["dependencies", "format", "guests", "lint", "tests"]);
+        assert_eq!(
+            names(),
+            ["dependencies", "format", "guests", "instructions", "lint", "tests"]
+        );
         let few = Arguments::try_parse_from(["verify", "--skip", "guests", "--skip", "lint"]);
         assert!(few.is_ok_and(|few| few.skip == ["guests", "lint"]));
         assert!(Arguments::try_parse_from(["verify", "--skip", "nothing"]).is_err());

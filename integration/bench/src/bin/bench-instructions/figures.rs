@@ -5,10 +5,15 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use outboard_bench::error::Failure;
 use serde::{Deserialize, Serialize};
 
-use crate::WHO;
+use crate::{
+    WHO,
+    load::{VICTIM, VICTIM_LEGAL},
+};
 
 /// How much more than recorded is a failure.
 const TOLERANCE: f64 = 0.05;
+/// How much of its rate an attack has to leave to a victim.
+const SHARE_MIN: f64 = 0.95;
 
 const HEADER: &str = "\
 # Instructions that the device executes for a frame or a request, without the driver, by case.
@@ -93,14 +98,34 @@ impl Figures {
         Ok(text)
     }
 
-    /// Says so if the figures are not of one compiler.
-    pub fn warn_of_difference(&self, measured: &Self) {
-        if self.compiler != measured.compiler {
+    /// What is left to a victim of its rate beside legal traffic, if `attack` is one and both were measured: instructions
+    /// for each of its frames then and now, as the worker does nothing else.
+    ///
+    /// # Errors
+    /// It is less than 95 %.
+    pub fn share(&self, attack: &str) -> Option<Result<String, String>> {
+        if !attack.starts_with(VICTIM) || attack == VICTIM_LEGAL {
+            return None;
+        }
+        let (legal, now) = (self.instructions.get(VICTIM_LEGAL)?, self.instructions.get(attack)?);
+        let text = format!("{attack}: the victim has {:.0} % of its rate", legal / now * 100.0);
+        Some(if legal / now < SHARE_MIN {
+            Err(format!("{text}, less than {:.0} %", SHARE_MIN * 100.0))
+        } else {
+            Ok(text)
+        })
+    }
+
+    /// Whether both are of one compiler. Says so if not: then a difference is nobody's fault.
+    pub fn is_comparable(&self, measured: &Self) -> bool {
+        let same = self.compiler == measured.compiler;
+        if !same {
             eprintln!(
-                "note: recorded with {}, measured with {}",
+                "note: recorded with {}, measured with {}: figures that differ do not count",
                 self.compiler, measured.compiler
             );
         }
+        same
     }
 }
 
@@ -127,6 +152,30 @@ mod tests {
         assert!(
             recorded().compare("tso-64k", 1.0).is_err(),
             "a case that is not recorded is not good"
+        );
+    }
+
+    #[test]
+    fn an_attack_that_leaves_a_victim_less_than_its_share_is_a_failure() {
+        let mut figures = recorded();
+        figures.set("victim-macs", 1000.0);
+        assert_eq!(
+            figures.share("victim-macs"),
+            None,
+            "there is nothing to compare it with"
+        );
+        figures.set(VICTIM_LEGAL, 960.0);
+        assert_eq!(
+            figures.share("victim-macs"),
+            Some(Ok("victim-macs: the victim has 96 % of its rate".into()))
+        );
+        assert_eq!((figures.share(VICTIM_LEGAL), figures.share("l2-64")), (None, None));
+        figures.set("victim-macs", 1100.0);
+        assert_eq!(
+            figures.share("victim-macs"),
+            Some(Err(
+                "victim-macs: the victim has 87 % of its rate, less than 95 %".into()
+            ))
         );
     }
 

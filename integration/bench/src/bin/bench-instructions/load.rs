@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the program can do.
-pub const CASES: [&str; 8] = [
+pub const CASES: [&str; 17] = [
     "l2-64",
     "l2-1518",
     "l2-64-imix-flows",
@@ -26,7 +26,20 @@ pub const CASES: [&str; 8] = [
     "fw-64-flows",
     "null-4k-read",
     "mem-4k-read",
+    VICTIM_LEGAL,
+    "victim-new-connections",
+    "victim-denied",
+    "victim-explosion",
+    "victim-rejected",
+    "victim-strays",
+    "victim-fragments",
+    "victim-broadcast",
+    "victim-macs",
 ];
+/// A victim's frame, with what the worker does for an attacker beside it that sends legal traffic.
+pub const VICTIM_LEGAL: &str = "victim-legal";
+/// How the cases begin in which the attacker sends something else.
+pub const VICTIM: &str = "victim-";
 const PACKAGE: &str = "outboard-datapath-load";
 /// The function in which the device works.
 const MEASURED: &str = "*measured_breath*";
