@@ -3,6 +3,7 @@
 mod tracking;
 
 use std::{
+    collections::BTreeSet,
     net::ToSocketAddrs,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use outboard_protocol::id::Name;
+use outboard_vswitch::WORKERS_MAX;
 use serde::Deserialize;
 
 use crate::error::Failure;
@@ -41,8 +43,13 @@ pub struct Config {
     pub host_uids: Vec<u32>,
     /// Where volumes' files are, unless a path is absolute.
     pub volume_dir: PathBuf,
-    /// Core that the datapath's worker is pinned to.
+    /// Core that the datapath's worker is pinned to, where there is one.
     pub worker_core: Option<usize>,
+    /// Workers of the datapath: ports' queue pairs and volumes are spread over them.
+    #[serde(default = "one")]
+    pub workers: usize,
+    /// Cores that the workers are pinned to, one each.
+    pub worker_cores: Option<Vec<usize>>,
     /// Bounds on what a host can take.
     #[serde(default)]
     pub limits: Limits,
@@ -84,6 +91,10 @@ impl Default for Limits {
     }
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Limits {
     /// How long the worker polls in vain before it sleeps.
     pub fn spin(&self) -> Duration {
@@ -109,7 +120,43 @@ impl Config {
         Ok(config)
     }
 
+    /// The core that a worker is pinned to, if it is.
+    pub fn core_of(&self, worker: usize) -> Option<usize> {
+        match &self.worker_cores {
+            Some(cores) => cores.get(worker).copied(),
+            None => self.worker_core,
+        }
+    }
+
+    fn check_workers(&self) -> Result<(), Failure> {
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            return Err(Failure::new(
+                format!("workers = {} is out of range", self.workers),
+                format!("use 1 to {WORKERS_MAX}, no more than there are cores for them"),
+            ));
+        }
+        if self.worker_core.is_some() && (self.workers > 1 || self.worker_cores.is_some()) {
+            return Err(Failure::new(
+                "worker_core is for one worker",
+                "name a core for each in worker_cores, like [1, 2]",
+            ));
+        }
+        let Some(cores) = &self.worker_cores else { return Ok(()) };
+        let distinct: BTreeSet<_> = cores.iter().collect();
+        if cores.len() != self.workers || distinct.len() != cores.len() {
+            return Err(Failure::new(
+                format!(
+                    "worker_cores = {cores:?} does not name one core for each of {} workers",
+                    self.workers
+                ),
+                "name as many different cores as there are workers, or leave the key out",
+            ));
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), Failure> {
+        self.check_workers()?;
         let printable = |c: char| c.is_ascii_graphic();
         if self.serial.is_empty() || self.serial.len() > SERIAL_LEN_MAX || !self.serial.chars().all(printable) {
             return Err(Failure::new(
@@ -183,6 +230,7 @@ mod tests {
         let config = Config::parse(MINIMAL).unwrap();
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.firewall, Firewall::default());
+        assert_eq!((config.workers, config.core_of(0)), (1, None));
         assert_eq!((config.card, config.broker, config.worker_core), (None, None, None));
     }
 
@@ -197,6 +245,19 @@ mod tests {
         assert_eq!(config.card.unwrap().as_str(), "local");
         assert_eq!(config.limits.spin(), Duration::from_micros(6));
         assert!(config.firewall.tcp_loose && config.firewall.timeouts.udp_s == 7);
+    }
+
+    #[test]
+    fn each_worker_has_its_core() {
+        let config = Config::parse(&format!("{MINIMAL}workers = 2\nworker_cores = [3, 5]\n")).unwrap();
+        assert_eq!((config.core_of(0), config.core_of(1)), (Some(3), Some(5)));
+        let unpinned = Config::parse(&format!("{MINIMAL}workers = 4\n")).unwrap();
+        assert_eq!((unpinned.workers, unpinned.core_of(3)), (4, None));
+        assert!(error(&format!("{MINIMAL}workers = 0\n")).contains("workers = 0"));
+        assert!(error(&format!("{MINIMAL}workers = 17\n")).contains("workers = 17"));
+        assert!(error(&format!("{MINIMAL}workers = 2\nworker_core = 1\n")).contains("one worker"));
+        assert!(error(&format!("{MINIMAL}workers = 2\nworker_cores = [1]\n")).contains("[1]"));
+        assert!(error(&format!("{MINIMAL}workers = 2\nworker_cores = [1, 1]\n")).contains("[1, 1]"));
     }
 
     #[test]

@@ -9,11 +9,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use outboard_engine::{WorkerConfig, WorkerHandle};
+use outboard_engine::WorkerConfig;
 use outboard_protocol::card_side::{CardCore, CardRecord};
 use tokio::{runtime::Runtime, sync::watch};
 
 use crate::{
+    balance,
     broker_channel::{Channel, Outbox},
     clock,
     config::Config,
@@ -31,13 +32,14 @@ use crate::{
     state_file::{Damage, Loaded, StateFile},
     state_lock::{IfHeld, StateLock},
     telemetry,
+    workers::Workers,
 };
 
 /// A running daemon.
 pub struct Daemon {
     runtime: Runtime,
     link: LinkServer,
-    worker: WorkerHandle<Datapath>,
+    workers: Workers,
     enforcement: SyncSender<Message>,
     thread: JoinHandle<()>,
     ended: watch::Receiver<Option<String>>,
@@ -62,17 +64,17 @@ impl Daemon {
         let (core, effects) = CardCore::start(identity.card.clone(), Some(record), clock::now());
         let (messages, inbox) = message::channel();
         let (end, ended) = watch::channel(None);
-        let worker = start_worker(config, &messages, end.clone())?;
-        let gate = Gate::new(core.desired(), worker.clone());
+        let workers = start_workers(config, &messages, &end)?;
+        let gate = Gate::new(core.desired(), workers.clone());
         let outbox = Outbox::new(core.desired().version());
         let dpu_epoch = core.dpu_epoch();
         let links = Arc::new(Links::default());
         let parts = Parts {
-            worker: worker.clone(),
+            workers: workers.clone(),
             gate: gate.clone(),
             disk: Box::new(state_file),
             opener: start_opener(config, &messages),
-            sessions: Sessions::new(config.limits.sessions, worker.clone(), messages.clone()),
+            sessions: Sessions::new(config.limits.sessions, workers.clone(), messages.clone()),
             links: Arc::clone(&links),
             outbox: outbox.clone(),
             tracking: Tracking {
@@ -112,10 +114,10 @@ impl Daemon {
             outbox: outbox.clone(),
             gate,
             enforcement: messages.clone(),
-            inquiry: Inquiry::new(worker.clone(), messages.clone()),
+            inquiry: Inquiry::new(workers.clone(), messages.clone()),
         };
         runtime.spawn(channel.run());
-        runtime.spawn(telemetry::run(worker.clone(), outbox));
+        runtime.spawn(telemetry::run(workers.clone(), outbox));
         tracing::info!(
             "card '{}' serves its host at {}, {} ms after its start",
             identity.card,
@@ -125,7 +127,7 @@ impl Daemon {
         Ok(Self {
             runtime,
             link,
-            worker,
+            workers,
             enforcement: messages,
             thread,
             ended,
@@ -159,7 +161,7 @@ impl Daemon {
         // If the enforcement has ended, there is nothing to stop.
         let _ = self.enforcement.send(Message::Stop);
         let _ = self.thread.join();
-        self.worker.stop();
+        self.workers.stop();
         self.runtime.shutdown_background();
         tracing::info!("stopped within {} ms", begin.elapsed().as_millis());
     }
@@ -226,28 +228,57 @@ impl Drop for Ended {
     }
 }
 
-fn start_worker(
+fn start_workers(
     config: &Config,
     messages: &SyncSender<Message>,
-    ended: watch::Sender<Option<String>>,
-) -> Result<WorkerHandle<Datapath>, Failure> {
-    let settings = WorkerConfig {
-        name: "datapath".into(),
-        core: config.worker_core,
-        spin: config.limits.spin(),
+    ended: &watch::Sender<Option<String>>,
+) -> Result<Workers, Failure> {
+    let no_descriptor = |e: io::Error| {
+        Failure::new(
+            format!("the workers cannot start: {e}"),
+            "raise the limit on open files (ulimit -n)",
+        )
     };
-    let (worker, thread) = outboard_engine::spawn(settings, Datapath::new(messages.clone()))
-        .map_err(|e| Failure::new(e.to_string(), e.fix()))?;
-    let watching = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
-        let why = match thread.join() {
-            Ok(Ok(())) => "the datapath was stopped".to_owned(),
-            Ok(Err(e)) => format!("the datapath ended: {e}"),
-            Err(_) => "the datapath failed an assertion, see above".to_owned(),
+    let datapaths = Datapath::fleet(config.workers, messages).map_err(no_descriptor)?;
+    let alone = datapaths.len() == 1;
+    let mut handles = Vec::new();
+    for (number, datapath) in datapaths.into_iter().enumerate() {
+        let settings = WorkerConfig {
+            name: if alone {
+                "datapath".into()
+            } else {
+                format!("datapath-{number}")
+            },
+            core: config.core_of(number),
+            spin: config.limits.spin(),
         };
-        ended.send_replace(Some(why));
-    });
-    watching.map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
-    Ok(worker)
+        let (worker, thread) =
+            outboard_engine::spawn(settings, datapath).map_err(|e| Failure::new(e.to_string(), e.fix()))?;
+        let ended = ended.clone();
+        let watching = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+            let why = match thread.join() {
+                Ok(Ok(())) => "the datapath was stopped".to_owned(),
+                Ok(Err(e)) => format!("the datapath ended: {e}"),
+                Err(_) => "the datapath failed an assertion, see above".to_owned(),
+            };
+            ended.send_replace(Some(why));
+        });
+        watching.map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
+        let watched = worker.call(|datapath, io| datapath.watch_bell(io));
+        watched
+            .map_err(|e| Failure::new(e.to_string(), "restart outboard-dpu, and report this"))?
+            .map_err(no_descriptor)?;
+        handles.push(worker);
+    }
+    let workers = Workers::new(handles);
+    if workers.count() > 1 {
+        let balanced = workers.clone();
+        std::thread::Builder::new()
+            .name("balance".into())
+            .spawn(move || balance::run(&balanced))
+            .map_err(|e| Failure::new(format!("no thread: {e}"), "raise the limit on processes (ulimit -u)"))?;
+    }
+    Ok(workers)
 }
 
 fn start_opener(config: &Config, messages: &SyncSender<Message>) -> Opener {

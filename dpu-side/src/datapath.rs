@@ -14,8 +14,9 @@ use outboard_protocol::id::{Name, ObjectKind, ObjectRef};
 use outboard_ring::{CallFd, RingLog};
 use outboard_storage::ResizeError;
 use outboard_vhost_user::{DeviceError, QueueResources};
-use outboard_vswitch::{PortCounters, PortPolicy, Switch};
+use outboard_vswitch::{MovedPair, PortCounters, PortPolicy, Switch};
 use vhost_blk_dpu::BlkUnit;
+use vhost_net_dpu::QueueKind;
 
 use crate::{message::Message, volume_totals::VolumeTotals};
 
@@ -34,6 +35,14 @@ struct Wire {
     features: u64,
 }
 
+impl Wire {
+    fn unwatch(&self, io: &mut Io) {
+        if let Some(kick) = &self.kick {
+            io.unwatch(kick.as_fd());
+        }
+    }
+}
+
 /// A volume that is set up.
 struct Volume {
     unit: Box<BlkUnit>,
@@ -50,6 +59,12 @@ pub struct Counters {
     pub volumes: Vec<(Name, VolumeTotals)>,
 }
 
+/// A pair of a port's queues, on its way from one worker to another.
+pub struct TakenPair {
+    moved: Box<MovedPair>,
+    wires: Vec<Wire>,
+}
+
 /// The datapath of one worker. Its methods run on the worker.
 pub struct Datapath {
     switch: Switch,
@@ -62,15 +77,39 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// A datapath without ports and volumes.
+    /// The only worker's, without ports and volumes.
     pub fn new(events: SyncSender<Message>) -> Self {
+        Self::of(Switch::new(), events)
+    }
+
+    /// Those of so many workers.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn fleet(count: usize, events: &SyncSender<Message>) -> io::Result<Vec<Self>> {
+        let switches = Switch::fleet(count)?;
+        Ok(switches
+            .into_iter()
+            .map(|switch| Self::of(switch, events.clone()))
+            .collect())
+    }
+
+    fn of(switch: Switch, events: SyncSender<Message>) -> Self {
         Self {
-            switch: Switch::new(),
+            switch,
             volumes: BTreeMap::new(),
             former: BTreeMap::new(),
             wires: Vec::new(),
             events,
         }
+    }
+
+    /// Has other workers wake this one; before anything is handed to it.
+    ///
+    /// # Errors
+    /// The kernel takes no more descriptors to wait for.
+    pub fn watch_bell(&self, io: &mut Io) -> io::Result<()> {
+        self.switch.bell().map_or(Ok(()), |bell| io.watch(bell.fd()))
     }
 
     /// Puts the policy of all ports and what their groups allow in force, in one step. The firewall's former policy comes
@@ -265,12 +304,67 @@ impl Datapath {
             io.unwatch(kick.as_fd());
         }
         match object.kind {
-            ObjectKind::Port => done(self.switch.stop_queue(object.name.as_str(), index)),
+            ObjectKind::Port => self.switch.stop_queue_then(object.name.as_str(), index, done),
             ObjectKind::Volume => match self.volumes.get_mut(&object.name) {
                 Some(volume) => volume.unit.stop_queue(index, done),
                 None => done(None),
             },
         }
+    }
+
+    /// Takes the queues of a pair out, to go on in another worker. None if there are none, or they have to stay.
+    pub fn take_pair(&mut self, port: &Name, pair: u16, io: &mut Io) -> Option<TakenPair> {
+        let moved = self.switch.take_pair(port.as_str(), pair)?;
+        let of_pair = |wire: &mut Wire| {
+            let (QueueKind::Rx { pair: of } | QueueKind::Tx { pair: of }) = QueueKind::of(wire.queue)?;
+            (wire.object.kind == ObjectKind::Port && wire.object.name == *port && of == pair).then_some(())
+        };
+        let wires: Vec<_> = self.wires.extract_if(.., |wire| of_pair(wire).is_some()).collect();
+        wires.iter().for_each(|wire| wire.unwatch(io));
+        Some(TakenPair { moved, wires })
+    }
+
+    /// Goes on with queues that were another worker's.
+    ///
+    /// # Errors
+    /// The kernel takes no more descriptors to wait for, or the port is not there: they come back.
+    pub fn put_pair(&mut self, port: &Name, taken: TakenPair, io: &mut Io) -> Result<(), TakenPair> {
+        let TakenPair { moved, wires } = taken;
+        let kicks = || wires.iter().filter_map(|wire| wire.kick.as_ref());
+        let watched = kicks().try_for_each(|kick| io.watch(kick.as_fd()));
+        let put = match watched {
+            Ok(()) => self.switch.put_pair(port.as_str(), moved),
+            Err(_) => Err(moved),
+        };
+        match put {
+            Ok(()) => {
+                self.wires.extend(wires);
+                Ok(())
+            }
+            Err(moved) => {
+                wires.iter().for_each(|wire| wire.unwatch(io));
+                Err(TakenPair { moved, wires })
+            }
+        }
+    }
+
+    /// Frames that passed the queue pairs of its ports, since those were started.
+    pub fn pair_totals(&self) -> Vec<(Name, u16, u64)> {
+        let mut totals: BTreeMap<(Name, u16), u64> = BTreeMap::new();
+        for wire in self.wires.iter().filter(|wire| wire.object.kind == ObjectKind::Port) {
+            let name = &wire.object.name;
+            if totals.keys().any(|(known, _)| known == name) {
+                continue;
+            }
+            for counted in self.switch.queue_counters(name.as_str()) {
+                let (QueueKind::Rx { pair } | QueueKind::Tx { pair }) = counted.kind;
+                *totals.entry((name.clone(), pair)).or_default() += counted.frames;
+            }
+        }
+        totals
+            .into_iter()
+            .map(|((name, pair), frames)| (name, pair, frames))
+            .collect()
     }
 
     /// Logs the writes of a running queue in this way from now on, or not at all.

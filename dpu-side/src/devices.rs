@@ -1,11 +1,10 @@
-//! The devices that sessions serve: ports and volumes, reached through the worker.
+//! The devices that sessions serve: ports and volumes, reached through the workers.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     mpsc::{self, SyncSender},
 };
 
-use outboard_engine::{WorkerGone, WorkerHandle};
 use outboard_protocol::{
     card_side::{Input, SessionId},
     id::{ObjectKind, ObjectRef},
@@ -13,7 +12,7 @@ use outboard_protocol::{
 use outboard_ring::{CallFd, RingLog};
 use outboard_vhost_user::{BackendChannel, Device, DeviceError, QueueResources};
 
-use crate::{datapath::Datapath, message::Message};
+use crate::{message::Message, workers::Workers};
 
 /// Where a session's device leaves the channel on which its front-end hears of changes, for others to use.
 #[derive(Debug, Clone, Default)]
@@ -41,7 +40,7 @@ impl Announcer {
 pub struct SessionDevice {
     object: ObjectRef,
     session: SessionId,
-    worker: WorkerHandle<Datapath>,
+    workers: Workers,
     events: SyncSender<Message>,
     announcer: Announcer,
     features: u64,
@@ -53,21 +52,19 @@ impl SessionDevice {
     pub fn new(
         object: ObjectRef,
         session: SessionId,
-        worker: WorkerHandle<Datapath>,
+        workers: Workers,
         events: SyncSender<Message>,
         announcer: Announcer,
     ) -> Result<Self, DeviceError> {
         let asked = object.clone();
-        let features = worker
-            .call(move |datapath, _| {
-                datapath.reset(&asked)?;
-                datapath.features(&asked)
-            })
-            .map_err(gone)??;
+        let features = workers.on_device(&object, move |datapath| {
+            datapath.reset(&asked)?;
+            datapath.features(&asked)
+        })?;
         Ok(Self {
             object,
             session,
-            worker,
+            workers,
             events,
             announcer,
             features,
@@ -83,10 +80,6 @@ impl SessionDevice {
         // The enforcement ends only with the process.
         let _ = self.events.send(Message::Datapath(input));
     }
-}
-
-fn gone(_: WorkerGone) -> DeviceError {
-    DeviceError::WorkerGone
 }
 
 impl Device for SessionDevice {
@@ -116,23 +109,22 @@ impl Device for SessionDevice {
 
     fn config(&self) -> Vec<u8> {
         let object = self.object.clone();
-        let config = self.worker.call(move |datapath, _| datapath.config_space(&object));
+        let config = self
+            .workers
+            .on_device(&self.object, move |datapath| Ok(datapath.config_space(&object)));
         // What is gone reads as zeros, and its session is about to end.
         config.unwrap_or_default()
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
         let (object, data) = (self.object.clone(), data.to_vec());
-        self.worker
-            .call(move |datapath, _| datapath.write_config(&object, offset, &data))
-            .map_err(gone)?
+        self.workers.on_device(&self.object, move |datapath| {
+            datapath.write_config(&object, offset, &data)
+        })
     }
 
     fn start_queue(&mut self, index: u16, queue: QueueResources) -> Result<(), DeviceError> {
-        let object = self.object.clone();
-        self.worker
-            .call(move |datapath, io| datapath.start_queue(&object, index, queue, io))
-            .map_err(gone)??;
+        self.workers.start_queue(&self.object, index, queue)?;
         self.running.push(index);
         if self.running.len() == 1 {
             self.report(Input::RingsLive { session: self.session });
@@ -141,15 +133,14 @@ impl Device for SessionDevice {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<Option<u32>, DeviceError> {
-        let object = self.object.clone();
         let (done, stopped) = mpsc::sync_channel(1);
         // This thread waits for it below.
         let done = Box::new(move |next| {
             let _ = done.send(next);
         });
-        self.worker
-            .call(move |datapath, io| datapath.stop_queue(&object, index, done, io))
-            .map_err(gone)?;
+        self.workers
+            .stop_queue(&self.object, index, done)
+            .map_err(|_| DeviceError::WorkerGone)?;
         // As long as it takes: answering earlier would let the host unmap memory that the kernel still writes to.
         let next = stopped.recv().map_err(|_| DeviceError::WorkerGone)?;
         let was_running = !self.running.is_empty();
@@ -161,17 +152,11 @@ impl Device for SessionDevice {
     }
 
     fn set_call(&mut self, index: u16, call: Option<CallFd>) -> Result<(), DeviceError> {
-        let object = self.object.clone();
-        self.worker
-            .call(move |datapath, _| datapath.set_call(&object, index, call))
-            .map_err(gone)?
+        self.workers.set_call(&self.object, index, call)
     }
 
     fn set_log(&mut self, index: u16, log: Option<RingLog>) -> Result<(), DeviceError> {
-        let object = self.object.clone();
-        self.worker
-            .call(move |datapath, _| datapath.set_log(&object, index, log))
-            .map_err(gone)?
+        self.workers.set_log(&self.object, index, log)
     }
 
     fn finishes_out_of_order(&self) -> bool {
@@ -180,9 +165,8 @@ impl Device for SessionDevice {
 
     fn reset(&mut self) -> Result<(), DeviceError> {
         let object = self.object.clone();
-        self.worker
-            .call(move |datapath, _| datapath.reset(&object))
-            .map_err(gone)?
+        self.workers
+            .on_device(&self.object, move |datapath| datapath.reset(&object))
     }
 
     fn takes_mtu(&self) -> bool {
@@ -191,9 +175,8 @@ impl Device for SessionDevice {
 
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
         let object = self.object.clone();
-        self.worker
-            .call(move |datapath, _| datapath.set_mtu(&object, mtu))
-            .map_err(gone)?
+        self.workers
+            .on_device(&self.object, move |datapath| datapath.set_mtu(&object, mtu))
     }
 
     fn set_backend_channel(&mut self, channel: Option<BackendChannel>) {

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outboard_engine::{WorkerGone, WorkerHandle};
+use outboard_engine::WorkerGone;
 use outboard_protocol::{
     binding::{Binding, Now, not_granted},
     card::FromCard,
@@ -28,7 +28,6 @@ use outboard_protocol::{
 use crate::{
     broker_channel::Outbox,
     clock,
-    datapath::Datapath,
     gate::Gate,
     history::History,
     inquiry::ObjectInquiry,
@@ -39,6 +38,7 @@ use crate::{
     policy::{Filters, Tracking, port_policy},
     sessions::Sessions,
     volumes::{Opened, Unavailable},
+    workers::Workers,
 };
 
 /// How often the core is told the time.
@@ -60,8 +60,8 @@ impl Disk for crate::state_file::StateFile {
 
 /// What the enforcement works with.
 pub struct Parts {
-    /// The datapath.
-    pub worker: WorkerHandle<Datapath>,
+    /// The datapath's workers.
+    pub workers: Workers,
     /// Who may be open.
     pub gate: Gate,
     /// The core's memory.
@@ -345,13 +345,10 @@ impl Enforcement {
         self.history
             .keep(|object| core.desired().describes(object) || core.binding(object).is_some());
         let connections = self.filters.connections(self.core.desired());
-        let former = self.parts.worker.call(move |datapath, _| {
-            datapath.set_volumes(&volumes);
-            if let Some((table, capacity)) = connections {
-                datapath.set_connections(table, capacity);
-            }
-            datapath.set_policy(policies, firewall)
-        })?;
+        let former = self
+            .parts
+            .workers
+            .set_policy(policies, &firewall, connections, volumes)?;
         // Here, and not on the worker: a large policy takes its time to drop.
         drop(former);
         Ok(())
@@ -363,7 +360,8 @@ impl Enforcement {
             ObjectKind::Port => true,
             ObjectKind::Volume => {
                 let name = object.name.clone();
-                self.parts.worker.call(move |datapath, _| datapath.has_volume(&name))?
+                let worker = self.parts.workers.of_volume(&object.name)?;
+                worker.call(move |datapath, _| datapath.has_volume(&name))?
             }
         };
         if ready {
@@ -454,7 +452,8 @@ impl Enforcement {
         let name = object.name.clone();
         let added = self
             .parts
-            .worker
+            .workers
+            .for_volume(&object.name)?
             .call(move |datapath, io| datapath.add_volume(name, unit, io))?;
         if let Err((e, unit)) = added {
             self.parts.opener.close(&object.name, unit);
@@ -503,7 +502,8 @@ impl Enforcement {
         let (name, size_bytes) = (object.name.clone(), volume.size_bytes);
         let resized = self
             .parts
-            .worker
+            .workers
+            .of_volume(&object.name)?
             .call(move |datapath, _| datapath.resize_volume(&name, size_bytes))?;
         match resized {
             // Taken down meanwhile; it is set up again with its new size.
@@ -592,7 +592,8 @@ impl Enforcement {
             let name = object.name.clone();
             let unit = self
                 .parts
-                .worker
+                .workers
+                .of_volume(&object.name)?
                 .call(move |datapath, io| datapath.remove_volume(&name, io))?;
             match unit {
                 Some(unit) => self.parts.opener.close(&object.name, unit),

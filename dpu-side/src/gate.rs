@@ -11,20 +11,20 @@ use std::{
 };
 
 use outboard_controls::{Check, on};
-use outboard_engine::{WorkerGone, WorkerHandle};
+use outboard_engine::WorkerGone;
 use outboard_protocol::{
     binding::Fence,
     desired::{DesiredState, Grant},
     id::{BrokerEpoch, Name, ObjectRef, Revision},
 };
 
-use crate::datapath::Datapath;
+use crate::workers::Workers;
 
 /// What may be open: what the newest desired state grants, as far as the enforcement has opened it.
 #[derive(Clone)]
 pub struct Gate {
     inner: Arc<Mutex<Inner>>,
-    worker: WorkerHandle<Datapath>,
+    workers: Workers,
 }
 
 struct Inner {
@@ -47,7 +47,7 @@ fn granted(state: &DesiredState) -> BTreeMap<ObjectRef, (Fence, Name)> {
 
 impl Gate {
     /// Everything is shut; `state` is what was in force when the last process ended.
-    pub fn new(state: &DesiredState, worker: WorkerHandle<Datapath>) -> Self {
+    pub fn new(state: &DesiredState, workers: Workers) -> Self {
         let inner = Inner {
             version: state.version(),
             granted: granted(state),
@@ -55,7 +55,7 @@ impl Gate {
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
-            worker,
+            workers,
         }
     }
 
@@ -97,9 +97,9 @@ impl Gate {
         inner.open.insert(object.clone());
         // With the lock held: a shut that comes now must come after this.
         let opened = object.clone();
-        self.worker
-            .call(move |datapath, _| datapath.open(&opened))
-            .map(|()| true)
+        self.workers
+            .all(move |datapath, _| datapath.open(&opened))
+            .map(|_| true)
     }
 
     /// The enforcement shuts an object.
@@ -110,8 +110,10 @@ impl Gate {
     }
 
     fn shut_all(&self, objects: Vec<ObjectRef>) -> Result<(), WorkerGone> {
-        self.worker
-            .call(move |datapath, _| objects.iter().for_each(|object| datapath.shut(object)))
+        // On all workers at the same time; each is shut when it has said so.
+        self.workers
+            .all(move |datapath, _| objects.iter().for_each(|object| datapath.shut(object)))
+            .map(|_| ())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

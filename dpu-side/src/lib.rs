@@ -8,10 +8,11 @@
 //! ```
 //!
 //! One thread, [`enforcement`], decides; it runs the pure core of `outboard_protocol::card_side` and performs its
-//! effects in order. The datapath runs on the worker of `outboard_engine` and is reached only by closures between two
+//! effects in order. The datapath runs on the [`workers`] of `outboard_engine` and is reached only by closures between two
 //! breaths. Security groups are compiled by [`policy`] on the deciding thread; the worker takes over what is finished. What must not wait for a disk, silence after a revocation, goes past the enforcement through the [`gate`].
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod broker_channel;
 pub mod broker_stream;
 pub mod clock;
@@ -34,6 +35,7 @@ pub mod log_writer;
 pub mod message;
 pub mod opener;
 mod pace;
+pub mod placement;
 pub mod policy;
 pub mod program;
 pub mod sessions;
@@ -43,3 +45,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod volume_totals;
 pub mod volumes;
+pub mod workers;

@@ -9,7 +9,6 @@ use std::{
     sync::mpsc::SyncSender,
 };
 
-use outboard_engine::WorkerHandle;
 use outboard_protocol::{
     card_side::{Input, SessionId},
     id::ObjectRef,
@@ -17,9 +16,9 @@ use outboard_protocol::{
 use outboard_vhost_user::{Device, SessionEnd, serve};
 
 use crate::{
-    datapath::Datapath,
     devices::{Announcer, SessionDevice},
     message::Message,
+    workers::Workers,
 };
 
 /// An open session, as it is reached from outside its thread.
@@ -40,17 +39,17 @@ impl Session {
 pub struct Sessions {
     open: BTreeMap<SessionId, Session>,
     count_max: usize,
-    worker: WorkerHandle<Datapath>,
+    workers: Workers,
     events: SyncSender<Message>,
 }
 
 impl Sessions {
     /// No sessions, and at most `count_max` at a time.
-    pub fn new(count_max: usize, worker: WorkerHandle<Datapath>, events: SyncSender<Message>) -> Self {
+    pub fn new(count_max: usize, workers: Workers, events: SyncSender<Message>) -> Self {
         Self {
             open: BTreeMap::new(),
             count_max,
-            worker,
+            workers,
             events,
         }
     }
@@ -72,11 +71,11 @@ impl Sessions {
             stream: stream.try_clone()?,
             announcer: Announcer::default(),
         };
-        let (worker, events, announcer) = (self.worker.clone(), self.events.clone(), session_of.announcer.clone());
+        let (workers, events, announcer) = (self.workers.clone(), self.events.clone(), session_of.announcer.clone());
         // Names of threads are cut at 15 bytes.
         let thread = std::thread::Builder::new().name(format!("vhost-{}", session.0));
         thread.spawn(move || {
-            if run(&object, session, stream, worker, &events, announcer) {
+            if run(&object, session, stream, workers, &events, announcer) {
                 let _ = events.send(Message::Datapath(Input::SessionClosed { session }));
             }
         })?;
@@ -126,11 +125,11 @@ fn run(
     object: &ObjectRef,
     session: SessionId,
     stream: UnixStream,
-    worker: WorkerHandle<Datapath>,
+    workers: Workers,
     events: &SyncSender<Message>,
     announcer: Announcer,
 ) -> bool {
-    let mut device = match SessionDevice::new(object.clone(), session, worker, events.clone(), announcer) {
+    let mut device = match SessionDevice::new(object.clone(), session, workers, events.clone(), announcer) {
         Ok(device) => device,
         Err(e) => {
             tracing::warn!("{object}: no session: {e}");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use outboard_engine::WorkerHandle;
 use outboard_protocol::{
     card::{FromCard, PortCounters, VolumeCounters},
     id::Name,
@@ -11,34 +10,51 @@ use outboard_protocol::{
 use outboard_vswitch::PortCounters as Counted;
 use tokio::sync::oneshot;
 
-use crate::{
-    broker_channel::Outbox,
-    datapath::{Counters, Datapath},
-    volume_totals::VolumeTotals,
-};
+use crate::{broker_channel::Outbox, datapath::Counters, volume_totals::VolumeTotals, workers::Workers};
 
 /// How often counters are looked at. They are sent only if they changed.
 pub const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Offers the counters to the broker's channel, until the datapath ends.
-pub async fn run(worker: WorkerHandle<Datapath>, outbox: Outbox) {
+pub async fn run(workers: Workers, outbox: Outbox) {
     let mut interval = tokio::time::interval(INTERVAL);
-    let mut counters = Counters::default();
+    let mut counters: Vec<Counters> = workers.handles().iter().map(|_| Counters::default()).collect();
+    let mut sum = Counters::default();
     loop {
         interval.tick().await;
-        let (reply, counted) = oneshot::channel();
-        // The worker fills what it filled the last time, so that it need not allocate.
-        let posted = worker.post(move |datapath, _| {
-            datapath.count(&mut counters);
-            // Nobody waits for it only if the daemon ends.
-            let _ = reply.send(counters);
-        });
-        match (posted, counted.await) {
-            (Ok(()), Ok(counted)) => counters = counted,
-            _ => return,
+        for (worker, counters) in workers.handles().iter().zip(&mut counters) {
+            let mut filled = std::mem::take(counters);
+            let (reply, counted) = oneshot::channel();
+            // The worker fills what it filled the last time, so that it need not allocate.
+            let posted = worker.post(move |datapath, _| {
+                datapath.count(&mut filled);
+                // Nobody waits for it only if the daemon ends.
+                let _ = reply.send(filled);
+            });
+            match (posted, counted.await) {
+                (Ok(()), Ok(counted)) => *counters = counted,
+                _ => return,
+            }
         }
-        outbox.telemetry(message(&counters));
+        add_up(&counters, &mut sum);
+        outbox.telemetry(message(&sum));
     }
+}
+
+/// The counters of all workers together. Each port is in all of them, and each volume in one.
+fn add_up(workers: &[Counters], sum: &mut Counters) {
+    sum.ports.clear();
+    sum.volumes.clear();
+    for counters in workers {
+        for port in &counters.ports {
+            match sum.ports.iter_mut().find(|known| known.name == port.name) {
+                Some(known) => known.add(port),
+                None => sum.ports.push(port.clone()),
+            }
+        }
+        sum.volumes.extend(counters.volumes.iter().cloned());
+    }
+    sum.volumes.sort_by(|(one, _), (other, _)| one.cmp(other));
 }
 
 fn message(counters: &Counters) -> FromCard {

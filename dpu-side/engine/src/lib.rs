@@ -12,7 +12,7 @@
 //!
 //! # What it doesn't implement
 //!
-//! Several workers, handing a workload from one worker to another, and NUMA placement.
+//! NUMA placement. Who has several workers lets their workloads speak with each other by means of its own.
 
 mod calls;
 mod io;

@@ -25,6 +25,32 @@ pub struct DeviceReport {
     pub notes: Vec<String>,
 }
 
+impl DeviceReport {
+    /// Adds what another worker has of the same device.
+    pub fn add(&mut self, other: Self) {
+        let Self {
+            set_up,
+            open,
+            queues,
+            drops,
+            notes,
+        } = other;
+        if set_up && !self.set_up {
+            (self.set_up, self.open) = (true, open);
+        }
+        self.open &= open || !set_up;
+        self.queues.extend(queues);
+        self.queues.sort_by_key(|queue| queue.index);
+        for more in drops {
+            match self.drops.iter_mut().find(|dropped| dropped.reason == more.reason) {
+                Some(dropped) => dropped.frames += more.frames,
+                None => self.drops.push(more),
+            }
+        }
+        self.notes.extend(notes);
+    }
+}
+
 impl Datapath {
     /// The state of an object's device.
     pub fn report(&self, object: &ObjectRef) -> DeviceReport {

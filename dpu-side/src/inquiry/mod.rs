@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use outboard_engine::WorkerHandle;
+use outboard_engine::{WorkerGone, WorkerHandle};
 use outboard_protocol::{
     codec::encode,
     id::{Name, ObjectRef},
@@ -31,6 +31,7 @@ pub use desk::Desk;
 use crate::{
     datapath::{Datapath, DeviceReport},
     message::Message,
+    workers::Workers,
 };
 
 /// How often captures are looked at that nobody reads.
@@ -47,14 +48,14 @@ pub struct ObjectInquiry {
 /// Answers questions.
 #[derive(Clone)]
 pub struct Inquiry {
-    worker: WorkerHandle<Datapath>,
+    workers: Workers,
     enforcement: SyncSender<Message>,
 }
 
 impl Inquiry {
-    /// Asks that worker and that thread.
-    pub fn new(worker: WorkerHandle<Datapath>, enforcement: SyncSender<Message>) -> Self {
-        Self { worker, enforcement }
+    /// Asks those workers and that thread.
+    pub fn new(workers: Workers, enforcement: SyncSender<Message>) -> Self {
+        Self { workers, enforcement }
     }
 
     /// The answer to a question. Takes as long as worker and enforcement take.
@@ -111,7 +112,7 @@ impl Inquiry {
             queues,
             drops,
             notes,
-        } = self.on_worker(move |datapath| datapath.report(&object)).await?;
+        } = self.device(&object).await?;
         Ok(ObjectReport {
             set_up,
             open,
@@ -122,31 +123,59 @@ impl Inquiry {
         })
     }
 
+    /// What all workers have of an object's device.
+    async fn device(&self, object: &ObjectRef) -> Result<DeviceReport, Refusal> {
+        let mut sum = DeviceReport::default();
+        for (number, worker) in self.workers.handles().iter().enumerate() {
+            let of = object.clone();
+            let report = on(worker, move |datapath| datapath.report(&of)).await?;
+            if self.workers.count() > 1 && !report.queues.is_empty() {
+                let indices: Vec<_> = report.queues.iter().map(|queue| queue.index.to_string()).collect();
+                sum.notes
+                    .push(format!("worker {number} serves queues {}", indices.join(", ")));
+            }
+            sum.add(report);
+        }
+        Ok(sum)
+    }
+
     async fn trace(&self, port: &Name, frame: Vec<u8>) -> Result<TraceReport, Refusal> {
         let name = port.clone();
-        let traced = self
-            .on_worker(move |datapath| datapath.trace(name.as_str(), &frame))
-            .await?;
+        // Where its guest's frames are taken.
+        let worker = self.workers.of_port(port).map_err(ended)?;
+        let traced = on(worker, move |datapath| datapath.trace(name.as_str(), &frame)).await?;
         traced.map(report).ok_or_else(|| no_port(port.as_str()))
     }
 
     async fn open_capture(&self, spec: CaptureSpec) -> Result<Answer, Refusal> {
         let port = spec.port.clone();
         let opened = self
-            .on_worker(move |datapath| datapath.switch().open_capture(spec))
+            .on_any(move |datapath| datapath.switch().open_capture(spec))
             .await?;
         let capture = opened.map_err(|why| capture::refused(&port, why))?;
+        let shared = self
+            .on_any(move |datapath| datapath.switch().shared_capture(capture))
+            .await?;
+        if let Some(shared) = shared {
+            for worker in self.workers.handles().iter().skip(1) {
+                let shared = shared.clone();
+                on(worker, move |datapath| datapath.switch().join_capture(shared)).await?;
+            }
+        }
         tracing::info!("an operator captures frames at port {port}");
-        let worker = self.worker.clone();
+        let this = self.clone();
         // One that nobody reads any more gives its memory back.
         tokio::spawn(async move {
             loop {
                 sleep(SWEEP).await;
-                let (reply, left) = oneshot::channel();
-                let posted = worker.post(move |datapath, _| {
-                    let _ = reply.send(datapath.switch().sweep_captures());
-                });
-                if posted.is_err() || !left.await.unwrap_or(false) {
+                let mut left = false;
+                for worker in this.workers.handles() {
+                    match on(worker, |datapath| datapath.switch().sweep_captures()).await {
+                        Ok(some) => left |= some,
+                        Err(_) => return,
+                    }
+                }
+                if !left {
                     return;
                 }
             }
@@ -157,16 +186,17 @@ impl Inquiry {
     async fn read_capture(&self, capture: u64, after: u64) -> Result<Answer, Refusal> {
         let len_max = capture::READ_LEN_MAX;
         let read = self
-            .on_worker(move |datapath| datapath.switch().read_capture(capture, after, len_max))
+            .on_any(move |datapath| datapath.switch().read_capture(capture, after, len_max))
             .await?;
         let (frames, lost, ended) = capture::told(read.ok_or_else(no_capture)?);
         Ok(Answer::Captured { frames, lost, ended })
     }
 
     async fn close_capture(&self, capture: u64) -> Result<Answer, Refusal> {
-        let closed = self
-            .on_worker(move |datapath| datapath.switch().close_capture(capture))
-            .await?;
+        let mut closed = false;
+        for worker in self.workers.handles() {
+            closed |= on(worker, move |datapath| datapath.switch().close_capture(capture)).await?;
+        }
         if !closed {
             return Err(no_capture());
         }
@@ -206,24 +236,36 @@ impl Inquiry {
         port: Option<Name>,
         walk: impl FnOnce(&Connections, Option<String>) -> R + Send + 'static,
     ) -> Result<R, Refusal> {
-        let connections = self.on_worker(|datapath| datapath.switch().connections()).await?;
+        let connections = self.on_any(|datapath| datapath.switch().connections()).await?;
         let walking = tokio::task::spawn_blocking(move || walk(&connections, port.map(String::from)));
         walking.await.map_err(|_| stopping())
     }
 
-    /// Runs one bounded command on the worker.
-    async fn on_worker<R: Send + 'static>(
+    /// Asks one worker what all of them know.
+    async fn on_any<R: Send + 'static>(
         &self,
         look: impl FnOnce(&mut Datapath) -> R + Send + 'static,
     ) -> Result<R, Refusal> {
-        let (reply, told) = oneshot::channel();
-        let posted = self.worker.post(move |datapath, _| {
-            // Whoever asked may not wait any more.
-            let _ = reply.send(look(datapath));
-        });
-        posted.map_err(|_| stopping())?;
-        told.await.map_err(|_| stopping())
+        on(self.workers.any().map_err(ended)?, look).await
     }
+}
+
+/// Runs one bounded command on a worker.
+async fn on<R: Send + 'static>(
+    worker: &WorkerHandle<Datapath>,
+    look: impl FnOnce(&mut Datapath) -> R + Send + 'static,
+) -> Result<R, Refusal> {
+    let (reply, told) = oneshot::channel();
+    let posted = worker.post(move |datapath, _| {
+        // Whoever asked may not wait any more.
+        let _ = reply.send(look(datapath));
+    });
+    posted.map_err(ended)?;
+    told.await.map_err(|_| stopping())
+}
+
+fn ended(_: WorkerGone) -> Refusal {
+    stopping()
 }
 
 fn no_port(port: &str) -> Refusal {

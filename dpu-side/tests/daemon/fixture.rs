@@ -12,7 +12,7 @@ use outboard_protocol::{
     id::{BrokerEpoch, Generation, Incarnation, MacAddr, Name, ObjectKind, ObjectRef, Revision},
 };
 
-use crate::{broker::Authority, host::Host};
+use crate::{WORKERS, broker::Authority, host::Host};
 
 pub const CARD: &str = "local";
 
@@ -127,7 +127,7 @@ impl Card {
         let authority = Authority::new();
         let at = |file: &str| directory.path().join(file).display().to_string();
         let text = format!(
-            "state_dir = '{}'\nserial = 'SN1'\nlink_socket = '{}'\nvolume_dir = '{}'\n",
+            "state_dir = '{}'\nserial = 'SN1'\nlink_socket = '{}'\nvolume_dir = '{}'\nworkers = {WORKERS}\n",
             at("state"),
             at("link"),
             at("volumes")

@@ -17,3 +17,6 @@ mod restart;
 mod revocation;
 mod traffic;
 mod trunk;
+
+/// Workers of the daemon; `daemon_fleet` has more.
+const WORKERS: usize = 1;

@@ -21,6 +21,7 @@ use dpu_side::{
     opener::Opener,
     policy::Tracking,
     sessions::Sessions,
+    workers::Workers,
 };
 use outboard_controls::{Check, Off};
 use outboard_engine::{WorkerConfig, WorkerHandle};
@@ -87,21 +88,22 @@ impl Dpu {
             spin: Duration::from_micros(50),
         };
         let (worker, _) = outboard_engine::spawn(config, Datapath::new(messages.clone())).unwrap();
-        let gate = Gate::new(core.desired(), worker.clone());
+        let workers = Workers::new(vec![worker.clone()]);
+        let gate = Gate::new(core.desired(), workers.clone());
         let disk = TestDisk::default();
         let parts = Parts {
             tracking: Tracking {
                 connections: 1 << 10,
                 ..Tracking::default()
             },
-            worker: worker.clone(),
+            workers: workers.clone(),
             gate: gate.clone(),
             disk: Box::new(disk.clone()),
             opener: Opener::new("/nonexistent".into(), 1 << 30, {
                 let messages = messages.clone();
                 move |done| drop(messages.send(Message::Volume(Box::new(done))))
             }),
-            sessions: Sessions::new(16, worker.clone(), messages.clone()),
+            sessions: Sessions::new(16, workers, messages.clone()),
             links: Arc::new(Links::default()),
             outbox: Outbox::new(core.desired().version()),
         };

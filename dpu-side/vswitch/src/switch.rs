@@ -357,10 +357,19 @@ impl Switch {
             worked |= self.serve_crossings(signals);
         }
         let count = if self.held { 0 } else { self.ports.len() };
+        // The last port that had something to send, and whether it was the only one for whom anything was done.
+        let (mut busy, mut alone) = (None, !worked);
         for step in 0..count {
             let index = self.turn + step;
             let index = if index < count { index } else { index - count };
-            worked |= self.burst(index, signals);
+            if self.burst(index, signals) {
+                alone &= busy.replace(index).is_none();
+                worked = true;
+            }
+        }
+        // What it had beyond its share was nobody else's.
+        if alone && let Some(port) = busy.and_then(|index| self.ports.get_mut(index)) {
+            port.debt = 0;
         }
         self.turn = (self.turn + 1).checked_rem(count).unwrap_or(0);
         if let Some(exchange) = &mut self.exchange {

@@ -27,8 +27,9 @@ struct Dpu<'a> {
     broker: &'a str,
     link_socket: PathBuf,
     volume_dir: PathBuf,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    worker_core: Option<usize>,
+    workers: usize,
+    #[serde(skip_serializing_if = "<[usize]>::is_empty")]
+    worker_cores: &'a [usize],
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Limits>,
 }
@@ -75,7 +76,8 @@ pub fn write_dpu(dir: &RunDir, plan: &Plan, card: &CardIdentity, broker: &str) -
         broker,
         link_socket: dir.link_socket(),
         volume_dir: plan.volume_dir.clone(),
-        worker_core: plan.core,
+        workers: plan.workers,
+        worker_cores: &plan.cores,
         limits: plan
             .tracked_connections
             .map(|tracked_connections| Limits { tracked_connections }),

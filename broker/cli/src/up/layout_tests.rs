@@ -14,7 +14,8 @@ fn plan(run_dir: PathBuf) -> Plan {
         card,
         run_dir,
         volume_dir: "/".into(),
-        core: None,
+        workers: 1,
+        cores: vec![],
         tracked_connections: None,
     }
 }

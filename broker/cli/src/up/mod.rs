@@ -59,6 +59,7 @@ each daemon that ended or started since is one more line.
 Examples:
   outboard up two-vms.toml
   outboard up two-vms.toml --run-dir /tmp/ob --volume-dir /srv/volumes --core 1
+  outboard up two-vms.toml --core 2,3               two workers
   outboard up two-vms.toml --json")]
 pub struct UpArgs {
     /// The topology file; it may name one card
@@ -73,9 +74,13 @@ pub struct UpArgs {
     #[arg(long, value_name = "DIR")]
     pub volume_dir: Option<PathBuf>,
 
-    /// Pin the DPU's worker to this core [default: wherever the kernel puts it]
+    /// Workers of the DPU's datapath, each a thread: ports' queue pairs and volumes are spread over them [default: one for
+    /// each --core, or one]
     #[arg(long, value_name = "N")]
-    pub core: Option<usize>,
+    pub workers: Option<usize>,
+    /// Pin the DPU's workers to these cores, one each [default: wherever the kernel puts them]
+    #[arg(long = "core", value_name = "N,…", value_delimiter = ',')]
+    pub cores: Vec<usize>,
     /// Connections that the DPU follows at a time, of all ports with groups [default: 2 million]
     #[arg(long, value_name = "N")]
     pub tracked_connections: Option<u32>,

@@ -28,8 +28,10 @@ pub struct Plan {
     pub run_dir: PathBuf,
     /// Directory that relative paths of volumes' files start from.
     pub volume_dir: PathBuf,
-    /// Core of the DPU's worker.
-    pub core: Option<usize>,
+    /// Workers of the DPU.
+    pub workers: usize,
+    /// A core for each of them, or none.
+    pub cores: Vec<usize>,
     /// Connections that the DPU follows at a time, if that is told.
     pub tracked_connections: Option<u32>,
 }
@@ -38,7 +40,7 @@ impl Plan {
     /// Decides.
     ///
     /// # Errors
-    /// The file names more than one card, or a directory cannot be used.
+    /// The file names more than one card, a directory cannot be used, or there is no core for each worker.
     pub fn new(mut topology: Topology, args: &UpArgs) -> Result<Self, CliError> {
         let card = only_card(&topology)?;
         topology
@@ -60,7 +62,8 @@ impl Plan {
             card,
             run_dir,
             volume_dir: absolute(&volume_dir)?,
-            core: args.core,
+            workers: workers(args)?,
+            cores: args.cores.clone(),
             tracked_connections: args.tracked_connections,
         })
     }
@@ -72,6 +75,20 @@ impl Plan {
             Backend::Memory | Backend::Null => None,
         }
     }
+}
+
+/// As many as there are cores for, if they are named.
+fn workers(args: &UpArgs) -> Result<usize, CliError> {
+    let cores = args.cores.len();
+    let workers = args.workers.unwrap_or(cores.max(1));
+    if workers == 0 || (cores > 0 && cores != workers) {
+        return Err(CliError::coded(
+            "usage",
+            format!("--workers {workers} does not go with {cores} cores"),
+            "name one core for each worker, like --core 2,3, or leave one of both options out",
+        ));
+    }
+    Ok(workers)
 }
 
 fn only_card(topology: &Topology) -> Result<Name, CliError> {

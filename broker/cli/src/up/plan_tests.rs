@@ -23,7 +23,8 @@ fn args(file: &str) -> UpArgs {
         file: file.into(),
         run_dir: Some("/run/ob".into()),
         volume_dir: None,
-        core: None,
+        workers: None,
+        cores: vec![],
         tracked_connections: None,
     }
 }
@@ -42,6 +43,25 @@ fn the_card_of_the_file_serves_everything() {
         Plan::new(none, &args("/t.toml")).expect("planned").card.as_str(),
         CARD_DEFAULT
     );
+}
+
+#[test]
+fn each_worker_has_a_core_or_none_has() {
+    let planned = |workers, cores: &[usize]| {
+        let args = UpArgs {
+            workers,
+            cores: cores.to_vec(),
+            ..args("/t.toml")
+        };
+        Plan::new(topology(), &args).map(|plan| (plan.workers, plan.cores))
+    };
+    assert_eq!(planned(None, &[]).expect("planned"), (1, vec![]));
+    assert_eq!(planned(Some(3), &[]).expect("planned"), (3, vec![]));
+    assert_eq!(planned(None, &[2, 3]).expect("planned"), (2, vec![2, 3]));
+    for (workers, cores) in [(Some(0), &[][..]), (Some(2), &[1]), (Some(1), &[2, 3])] {
+        let error = planned(workers, cores).expect_err("refused");
+        assert_eq!(error.code(), "usage");
+    }
 }
 
 #[test]
