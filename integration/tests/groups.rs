@@ -135,20 +135,38 @@ fn groups_change_under_traffic_of_real_guests() -> Outcome {
     vm2.run("iperf3 -s -D", COMMAND_LIMIT)?;
 
     // Changes that leave the traffic allowed: no second without it, no error, and nothing dropped.
-    vm1.start_in_background(
-        &format!("iperf3 -c 10.0.0.2 -t {SENDING_S} -i 1 -f k"),
-        "/tmp/through",
-    )?;
+    vm1.start_in_background(&format!("iperf3 -c 10.0.0.2 -t {SENDING_S} -i 1 -f k"), "/tmp/through")?;
     let mut changes = 0;
     let begin = std::time::Instant::now();
     while begin.elapsed() < Duration::from_secs(u64::from(SENDING_S)) {
         let port = (6000 + changes).to_string();
-        let other = ["--direction", "ingress", "--protocol", "udp", "--ports", &port, "--name", "other"];
+        let other = [
+            "--direction",
+            "ingress",
+            "--protocol",
+            "udp",
+            "--ports",
+            &port,
+            "--name",
+            "other",
+        ];
         scene.rule("add", &other)?;
         // The rule that decides is another one in between, and the connection is judged anew by it.
-        scene.rule("add", &["--direction", "ingress", "--protocol", "tcp", "--name", "all-tcp"])?;
+        scene.rule(
+            "add",
+            &["--direction", "ingress", "--protocol", "tcp", "--name", "all-tcp"],
+        )?;
         scene.rule("remove", &["iperf"])?;
-        let iperf = ["--direction", "ingress", "--protocol", "tcp", "--ports", "5201", "--name", "iperf"];
+        let iperf = [
+            "--direction",
+            "ingress",
+            "--protocol",
+            "tcp",
+            "--ports",
+            "5201",
+            "--name",
+            "iperf",
+        ];
         scene.rule("add", &iperf)?;
         scene.rule("remove", &["all-tcp"])?;
         scene.rule("remove", &["other"])?;
@@ -156,7 +174,9 @@ fn groups_change_under_traffic_of_real_guests() -> Outcome {
     }
     let (status, output) = vm1.finish_background("/tmp/through", COMMAND_LIMIT)?;
     assert_eq!(status, 0, "{output}");
-    let seconds = output.lines().filter(|line| line.contains("Kbits/sec") && !line.contains("er"));
+    let seconds = output
+        .lines()
+        .filter(|line| line.contains("Kbits/sec") && !line.contains("er"));
     let silent: Vec<_> = seconds.filter(|line| line.contains(" 0.00 Kbits/sec")).collect();
     assert!(silent.is_empty(), "{silent:?}");
     assert!(changes >= 6, "groups changed meanwhile");
@@ -171,7 +191,10 @@ fn groups_change_under_traffic_of_real_guests() -> Outcome {
     assert!(flows.is_some(), "its connections are followed");
     scene.rule("remove", &["iperf"])?;
     let denied = wait::until(STATE_LIMIT, || {
-        scene.dropped("vm2", "ingress_no_rule").ok().filter(|frames| *frames > 0)
+        scene
+            .dropped("vm2", "ingress_no_rule")
+            .ok()
+            .filter(|frames| *frames > 0)
     });
     assert!(denied.is_some(), "its packets are denied");
     let gone = wait::until(STATE_LIMIT, || {
@@ -188,7 +211,19 @@ fn groups_change_under_traffic_of_real_guests() -> Outcome {
     // Allowed again: what begins anew passes.
     vm1.run("killall iperf3", COMMAND_LIMIT)?;
     vm2.run("killall iperf3; iperf3 -s -D", COMMAND_LIMIT)?;
-    scene.rule("add", &["--direction", "ingress", "--protocol", "tcp", "--ports", "5201", "--name", "iperf"])?;
+    scene.rule(
+        "add",
+        &[
+            "--direction",
+            "ingress",
+            "--protocol",
+            "tcp",
+            "--ports",
+            "5201",
+            "--name",
+            "iperf",
+        ],
+    )?;
     let again = wait::until(STATE_LIMIT, || send(&mut vm1, 1).ok().filter(|status| *status == 0));
     assert!(again.is_some(), "and is allowed again");
     println!("{changes} changes under traffic; cut and allowed again");

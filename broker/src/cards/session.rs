@@ -90,21 +90,21 @@ pub async fn serve(server: &CardServer, mut channel: Channel, peer: Peer, first:
         broker_epoch,
         connection,
     } = accepted;
+    // Before it is told: a card that knows that it is welcome can be asked.
+    let (joined, asked) = server.inquiries.join(&card, connection, version);
     let ended = match channel.send(&FromBroker::Welcome { version, broker_epoch }).await {
         Ok(()) => {
-            let (joined, asked) = server.inquiries.join(&card, connection, version);
             let card = Card {
                 name: card.clone(),
                 connection,
                 version,
                 open: Mutex::default(),
             };
-            let ended = exchange(&server.core, channel, &card, desired, asked).await;
-            drop(joined);
-            ended
+            exchange(&server.core, channel, &card, desired, asked).await
         }
         Err(error) => Err(error),
     };
+    drop(joined);
     let name = card.clone();
     server
         .core

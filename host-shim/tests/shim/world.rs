@@ -124,11 +124,25 @@ impl TestShim {
         })
     }
 
-    /// Waits until the device is in its state and its socket there.
+    /// Waits until the device is in its state and its socket listens: it has its name an instant before that.
     pub fn until_open(&self, name: &str) {
         self.until(name, DeviceState::WaitingForVmm);
-        wait_for("socket", || self.socket(name).exists().then_some(()));
+        let path = self.socket(name).display().to_string();
+        wait_for("socket", || is_listening(&path).then_some(()));
     }
+}
+
+/// Does a socket of that name listen? `/proc/net/unix` has __SO_ACCEPTCON among its flags then (unix(7), linux/net.h).
+fn is_listening(path: &str) -> bool {
+    const ACCEPTS: u32 = 1 << 16;
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    sockets.lines().any(|line| {
+        let flags = line
+            .split_whitespace()
+            .nth(3)
+            .and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        line.ends_with(path) && flags.is_some_and(|flags| flags & ACCEPTS != 0)
+    })
 }
 
 /// A shim and a DPU with `vm1` granted and attached, its socket open.

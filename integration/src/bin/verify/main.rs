@@ -1,8 +1,7 @@
 //! `cargo verify`: the one test command. Sets the machine up, then formatting, lints, dependencies, and every test
 //! from unit to real guests; ends with the sum of what the test runner counted.
 //!
-//! What compiles and what waits goes on at the same time: while tests run, most of which wait for processes, lints are
-//! checked and the tests with guests are built.
+//! Steps come one after another, so that tests that wait for something share the machine with each other only.
 #![forbid(unsafe_code)]
 
 mod suite;
@@ -50,13 +49,7 @@ struct Report {
     counts: Counts,
 }
 
-/// Steps one after another.
-type Lane = &'static [Step];
-
-/// Phases one after another; the lanes of one go on at the same time.
-const PHASES: [&[Lane]; 3] = [&[BEFORE], &[TESTS, BESIDE_TESTS], &[GUESTS]];
-
-const BEFORE: Lane = &[
+const STEPS: &[Step] = &[
     Step {
         name: "format",
         about: "formatting",
@@ -67,23 +60,19 @@ const BEFORE: Lane = &[
         about: "building unit, property, fuzz-corpus and process tests",
         run: |_| build(cargo(&[]), &TESTED, &BUILT_TESTS),
     },
-];
-const TESTS: Lane = &[Step {
-    name: "tests",
-    about: "unit, property, fuzz-corpus and process tests",
-    run: |counts| {
-        // they wait more than they compute
-        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-        suite::run(built(&BUILT_TESTS), cpus.max(2), 2 * cpus, counts)
+    Step {
+        name: "tests",
+        about: "unit, property, fuzz-corpus and process tests",
+        run: |counts| {
+            // they wait more than they compute
+            let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+            suite::run(built(&BUILT_TESTS), cpus.max(2), 2 * cpus, counts)
+        },
     },
-}];
-const BESIDE_TESTS: Lane = &[
     Step {
         name: "lint",
         about: "lints",
-        run: |_| {
-            succeeds(beside(&["clippy", "--quiet", "--workspace", "--all-targets"]).args(["--", "-D", "warnings"]))
-        },
+        run: |_| succeeds(cargo(&["clippy", "--quiet", "--workspace", "--all-targets"]).args(["--", "-D", "warnings"])),
     },
     Step {
         name: "dependencies",
@@ -94,7 +83,7 @@ const BESIDE_TESTS: Lane = &[
         name: "tests",
         about: "examples in the documentation",
         run: |counts| {
-            let output = beside(&["test", "--quiet", "--doc"]).args(TESTED).output()?;
+            let output = cargo(&["test", "--quiet", "--doc"]).args(TESTED).output()?;
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             counts.add(Counts::of(&text));
             if !output.status.success() {
@@ -108,32 +97,32 @@ const BESIDE_TESTS: Lane = &[
         about: "instructions per frame and request, and what an attack leaves to others, against what was recorded",
         run: |_| {
             let counter = ["run", "--quiet", "-p", "outboard-bench", "--bin", "bench-instructions"];
-            succeeds(beside(&counter).args(["--", "--check", "--top", "0"]))
+            succeeds(cargo(&counter).args(["--", "--check", "--top", "0"]))
         },
     },
     Step {
         name: "guests",
         about: "building the tests with guests, and what they run",
         run: |_| {
-            let good = build(beside(&[]), &WITH_GUESTS, &BUILT_GUESTS)?;
+            let good = build(cargo(&[]), &WITH_GUESTS, &BUILT_GUESTS)?;
             Binaries::build()?;
             Binaries::build_switchable()?;
             Binaries::build_generator()?;
             Ok(good)
         },
     },
-];
-const GUESTS: Lane = &[Step {
-    name: "guests",
-    about: "end to end, with real guests",
-    run: |counts| {
-        let (together, alone) = built(&BUILT_GUESTS)
-            .into_iter()
-            .partition(|program| program.unit || SIDE_BY_SIDE.contains(&&*program.target));
-        let good = suite::run(together, 2, 1, counts)?;
-        Ok(suite::run(alone, 1, 1, counts)? && good)
+    Step {
+        name: "guests",
+        about: "end to end, with real guests",
+        run: |counts| {
+            let (together, alone) = built(&BUILT_GUESTS)
+                .into_iter()
+                .partition(|program| program.unit || SIDE_BY_SIDE.contains(&&*program.target));
+            let good = suite::run(together, 2, 1, counts)?;
+            Ok(suite::run(alone, 1, 1, counts)? && good)
+        },
     },
-}];
+];
 
 /// Packages of the step "tests", as arguments for cargo; the step "guests" has the other one.
 const TESTED: [&str; 3] = ["--workspace", "--exclude", "outboard-integration"];
@@ -161,18 +150,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let wanted = |step: &&Step| !arguments.skip.iter().any(|name| name == step.name);
-    let perform = |lane: Lane| lane.iter().filter(wanted).map(perform).collect::<Vec<_>>();
-    let mut reports = Vec::new();
-    for phase in PHASES {
-        thread::scope(|scope| {
-            let lanes: Vec<_> = phase.iter().map(|lane| scope.spawn(|| perform(lane))).collect();
-            reports.extend(
-                lanes
-                    .into_iter()
-                    .flat_map(|lane| lane.join().expect("steps do not panic")),
-            );
-        });
-    }
+    let reports: Vec<_> = STEPS.iter().filter(wanted).map(perform).collect();
     let mut counts = Counts::default();
     reports.iter().for_each(|report| counts.add(report.counts));
     let mut broken: Vec<_> = reports
@@ -197,14 +175,7 @@ fn main() -> ExitCode {
 
 /// Names of steps, each once.
 fn names() -> Vec<&'static str> {
-    let mut names: Vec<_> = PHASES
-        .iter()
-        .copied()
-        .flatten()
-        .copied()
-        .flatten()
-        .map(|step| step.name)
-        .collect();
+    let mut names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -242,13 +213,6 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// The same, behind the tests that run meanwhile.
-fn beside(arguments: &[&str]) -> Command {
-    let mut command = Command::new("nice");
-    command.args(["-n", "10"]).arg(cargo_path()).args(arguments);
-    command
-}
-
 fn succeeds(command: &mut Command) -> io::Result<bool> {
     Ok(command.status()?.success())
 }
@@ -274,7 +238,7 @@ fn dependencies(_: &mut Counts) -> io::Result<bool> {
     if !installed.success() {
         println!("installing cargo-deny (a few minutes, once)");
         // Built without optimisation: it runs for a second, and takes a third of the time to build.
-        let built = beside(&["install", "--quiet", "--locked", "--debug", "cargo-deny"])
+        let built = cargo(&["install", "--quiet", "--locked", "--debug", "cargo-deny"])
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .status()?;
         if !built.success() {
