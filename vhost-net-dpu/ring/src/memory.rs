@@ -309,13 +309,13 @@ impl GuestMemory {
         u16::try_from(found).ok()
     }
 
-    /// The same for a buffer, of at least one byte, that is used soon: its first bytes are fetched.
+    /// The same for a buffer, of at least one byte, that is soon read, or written: its first bytes are fetched.
     #[inline]
-    pub(crate) fn place_ahead(&self, addr: u64, len: u32, near: u16) -> Option<u16> {
+    pub(crate) fn place_ahead(&self, (addr, len): (u64, u32), to_write: bool, near: u16) -> Option<u16> {
         if let Some(region) = self.regions.get(usize::from(near))
             && let Some(bytes) = region.bytes(addr.wrapping_sub(region.guest_phys_addr), len as usize)
         {
-            bytes.prefetch();
+            bytes.prefetch(to_write);
             return Some(near);
         }
         self.search_place(addr, len)

@@ -129,12 +129,17 @@ impl GuestBytes<'_> {
         Some(Descriptor::from_packed(raw))
     }
 
-    /// They are about to be looked at: fetch the first two lines.
+    /// They are about to be looked at, or to be written: fetch the first two lines.
     #[inline]
-    pub(crate) fn prefetch(self) {
-        prefetch(self.start.as_ptr());
+    pub(crate) fn prefetch(self, to_write: bool) {
         // Where there are fewer, what follows is fetched in vain, and no fault comes of it.
-        prefetch(self.start.as_ptr().wrapping_add(LINE_LEN));
+        let first = self.start.as_ptr().cast_const();
+        let lines = [first, first.wrapping_add(LINE_LEN)];
+        if to_write {
+            lines.into_iter().for_each(prefetch_to_write);
+        } else {
+            lines.into_iter().for_each(prefetch);
+        }
     }
 }
 
@@ -169,6 +174,18 @@ fn prefetch(at: *const u8) {
     // SAFETY: a prefetch changes nothing and never faults, whatever the address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
+/// The same for a line that is about to be written: another core that has it gives it up now, and not at the first store.
+#[inline]
+fn prefetch_to_write(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: as above. Processors that do not know the instruction take it for one that does nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;

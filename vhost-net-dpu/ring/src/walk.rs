@@ -117,7 +117,7 @@ pub(crate) fn alone<View>(layout: &Layout<View>, mem: &GuestMemory, first: Descr
     if !first.is_alone() || len == 0 {
         return None;
     }
-    let place = mem.place_ahead(addr, len, near)?;
+    let place = mem.place_ahead((addr, len), first.is_write(), near)?;
     // All of it is in a region, so that its end does not wrap.
     (!layout.holds(&(addr..addr.wrapping_add(len.into())))).then_some(place)
 }
