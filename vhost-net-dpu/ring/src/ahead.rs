@@ -33,6 +33,15 @@ impl Ahead {
         }
     }
 
+    /// The one to take next.
+    #[inline]
+    pub(crate) fn peek(&self) -> Option<&Seen> {
+        if self.next == self.end {
+            return None;
+        }
+        self.entries.get(usize::from(self.next))
+    }
+
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<&Seen> {
         if self.next == self.end {

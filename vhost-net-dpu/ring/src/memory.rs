@@ -361,7 +361,13 @@ impl GuestMemory {
     /// failed; the memory stays safe to access.
     #[inline]
     pub fn poisoned(&self) -> bool {
-        sigbus::any_fault() && self.regions.iter().any(|r| r.area.poisoned())
+        sigbus::any_fault() && self.any_poisoned()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn any_poisoned(&self) -> bool {
+        self.regions.iter().any(|region| region.area.poisoned())
     }
 
     /// Was nothing taken away, so that what was read is the guest's?

@@ -249,39 +249,38 @@ impl PackedRing {
         (count, failure.map(|error| self.latch(error)))
     }
 
-    /// As [`crate::SplitRing::fill_next`].
+    /// As [`crate::SplitRing::next_room`].
     #[inline]
-    pub fn fill_next(&mut self, len: usize, write: impl FnOnce(GuestBytes<'_>) -> bool) -> bool {
+    pub(crate) fn next_room(&mut self, len: usize) -> Option<GuestBytes<'_>> {
         if !self.plain || self.in_flight.count() != 0 {
-            return false;
+            return None;
         }
         if self.ahead.next == self.ahead.end && !matches!(self.look_ahead(), Ok(true)) {
-            return false;
+            return None;
         }
-        let Some(&Seen {
-            head: id,
-            place: Some(place),
-            first,
-        }) = self.ahead.entries.get(usize::from(self.ahead.next))
-        else {
-            return false;
+        let Seen { head: id, place, first } = self.ahead.peek()?;
+        let fits = *id < self.layout.size && first.is_write() && first.len as usize >= len;
+        let (place, true) = ((*place)?, fits) else {
+            return None;
         };
-        let (true, Ok(used_len)) = (first.is_write() && first.len as usize >= len, u32::try_from(len)) else {
-            return false;
-        };
-        let Ok(bytes) = self.mem.bytes(first.addr, len, place) else {
-            return false;
-        };
-        if id >= self.layout.size || !write(bytes) || self.mem.poisoned() {
+        self.mem.bytes(first.addr, len, place).ok()
+    }
+
+    /// As [`crate::SplitRing::take_filled`].
+    #[inline]
+    pub(crate) fn take_filled(&mut self, len: u32) -> bool {
+        if self.mem.poisoned() {
             return false;
         }
         // Taken and given back in one, so that nobody asks for what was taken here.
-        self.ahead.next += 1;
+        let Some(&Seen { head: id, .. }) = self.ahead.pop() else {
+            return false;
+        };
         self.next_avail = self.next_avail.wrapping_add(1);
         self.stage(Used {
             id,
             count: 1,
-            len: used_len,
+            len,
             entry: 0,
         });
         true

@@ -120,10 +120,18 @@ impl Ring {
         either!(self, ring => ring.pop_burst(chains))
     }
 
-    /// See [`SplitRing::fill_next`].
+    /// Take the next chain, have `write` fill its first `len` bytes, and stage it as used: all at once, for the plainest
+    /// of cases. False if this is not such a case, or `write` says that it did not write all: then nothing was taken, and
+    /// what there is to say against the chain is said where it is popped.
+    ///
+    /// The case is: one buffer with so much room, no older chain in flight, nothing logged, and no memory taken away.
+    // `write` stands once between the two, so that the compiler makes one of it with what comes before and after.
     #[inline]
     pub fn fill_next(&mut self, len: usize, write: impl FnOnce(GuestBytes<'_>) -> bool) -> bool {
-        either!(self, ring => ring.fill_next(len, write))
+        let (Some(bytes), Ok(used_len)) = (either!(self, ring => ring.next_room(len)), u32::try_from(len)) else {
+            return false;
+        };
+        write(bytes) && either!(self, ring => ring.take_filled(used_len))
     }
 
     /// See [`SplitRing::unpop`].

@@ -192,40 +192,35 @@ impl SplitRing {
         (count, failure.map(|error| self.latch(error)))
     }
 
-    /// Take the next chain, have `write` fill its first `len` bytes, and stage it as used: all at once, for the plainest
-    /// of cases. False if this is not such a case, or `write` says that it did not write all: then nothing was taken, and
-    /// what there is to say against the chain is said where it is popped.
-    ///
-    /// The case is: one buffer with so much room, no older chain in flight, nothing logged, and no memory taken away.
+    /// The first `len` bytes of the next chain, if they can be filled straight away: see [`crate::Ring::fill_next`].
     #[inline]
-    pub fn fill_next(&mut self, len: usize, write: impl FnOnce(GuestBytes<'_>) -> bool) -> bool {
+    pub(crate) fn next_room(&mut self, len: usize) -> Option<GuestBytes<'_>> {
         if !self.plain || self.in_flight.count() != 0 {
-            return false;
+            return None;
         }
         if self.ahead.next == self.ahead.end && !matches!(self.look_ahead(), Ok(true)) {
-            return false;
+            return None;
         }
-        let Some(&Seen {
-            head,
-            place: Some(place),
-            first,
-        }) = self.ahead.entries.get(usize::from(self.ahead.next))
-        else {
-            return false;
+        let Seen { place, first, .. } = self.ahead.peek()?;
+        let (place, true) = ((*place)?, first.is_write() && first.len as usize >= len) else {
+            return None;
         };
-        let (true, Ok(used_len)) = (first.is_write() && first.len as usize >= len, u32::try_from(len)) else {
-            return false;
-        };
-        let Ok(bytes) = self.mem.bytes(first.addr, len, place) else {
-            return false;
-        };
-        if !write(bytes) || self.mem.poisoned() {
+        self.mem.bytes(first.addr, len, place).ok()
+    }
+
+    /// Take the next chain and stage it as used, after `len` bytes of what [`SplitRing::next_room`] gave were written. False
+    /// if memory was taken away meanwhile: then it was not taken.
+    #[inline]
+    pub(crate) fn take_filled(&mut self, len: u32) -> bool {
+        if self.mem.poisoned() {
             return false;
         }
         // Taken and given back in one, so that nobody asks for what was taken here.
-        self.ahead.next += 1;
+        let Some(&Seen { head, .. }) = self.ahead.pop() else {
+            return false;
+        };
         self.next_avail = self.next_avail.wrapping_add(1);
-        self.layout.view.set_used_entry(self.next_used, head, used_len);
+        self.layout.view.set_used_entry(self.next_used, head, len);
         self.next_used = self.next_used.wrapping_add(1);
         true
     }
@@ -378,7 +373,7 @@ impl SplitRing {
             return Err(RingError::UsedLen { head, len, room });
         }
         if self.layout.in_order {
-            self.check_order(head)?;
+            self.check_order(head, self.oldest())?;
         }
         if !self.in_flight.remove(head) && on(Check::HeadInFlight) {
             return Err(RingError::NotInFlight { head });
@@ -401,10 +396,12 @@ impl SplitRing {
     /// As for [`SplitRing::push_used`]. Those before the one that is wrong are staged.
     pub fn push_used_burst(&mut self, chains: &[Chain]) -> Result<(), RingError> {
         let in_order = self.layout.in_order;
+        let oldest = self.oldest();
         for (n, chain) in (0..).zip(chains) {
             let head = chain.head();
-            if let Err(error) = self.stage_unwritten(head) {
-                self.end_batch(chains.get(..n).unwrap_or_default());
+            // No more than the queue has are held; the first that is not among them ends it.
+            if let Err(error) = self.stage_unwritten(head, oldest.wrapping_add(n)) {
+                self.end_batch(chains.get(..usize::from(n)).unwrap_or_default());
                 return Err(error);
             }
             if !in_order {
@@ -429,9 +426,9 @@ impl SplitRing {
 
     /// The device is done with a head; the entry itself is yet to be written.
     #[inline]
-    fn stage_unwritten(&mut self, head: u16) -> Result<(), RingError> {
+    fn stage_unwritten(&mut self, head: u16, oldest: u16) -> Result<(), RingError> {
         if self.layout.in_order {
-            self.check_order(head)?;
+            self.check_order(head, oldest)?;
         }
         if !self.in_flight.remove(head) && on(Check::HeadInFlight) {
             return Err(RingError::NotInFlight { head });
@@ -442,12 +439,18 @@ impl SplitRing {
         Ok(())
     }
 
+    /// The entry of the available ring at which the oldest chain was taken that the device has.
+    #[inline]
+    fn oldest(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.in_flight.count())
+    }
+
     /// The driver of VIRTIO_F_IN_ORDER gets its chains back in the order in which it made them available
-    /// (virtio 1.3 §2.7.9).
-    fn check_order(&self, head: u16) -> Result<(), RingError> {
-        let oldest = self.next_avail.wrapping_sub(self.in_flight.count());
+    /// (virtio 1.3 §2.7.9): `oldest` is where it took the one that is due.
+    #[inline]
+    fn check_order(&self, head: u16, oldest: u16) -> Result<(), RingError> {
         let due = self.taken[self.layout.slot(oldest)];
-        if head != due && self.in_flight.count() > 0 && on(Check::InOrder) {
+        if head != due && oldest != self.next_avail && on(Check::InOrder) {
             return Err(RingError::OutOfOrder { head, due });
         }
         Ok(())

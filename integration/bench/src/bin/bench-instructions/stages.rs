@@ -67,7 +67,7 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "ring/src/split.rs",
-        &["fill_next"],
+        &["next_room", "take_filled"],
         "write the frame: header, head and payload",
     ),
     ("ring/src/chain.rs", &["read_at"], "copy the head to private memory"),
