@@ -224,6 +224,11 @@ impl Case {
         matches!(self.work, Work::Net(net) if matches!(net.mode, NetMode::PingPong | NetMode::Storm))
     }
 
+    /// Large segments: told in parts of what one thread copies.
+    pub fn is_segments(&self) -> bool {
+        matches!(self.work, Work::Net(net) if net.mode == NetMode::Segments)
+    }
+
     /// The CPU time of a backend with nothing to do.
     pub fn is_idle(&self) -> bool {
         matches!(self.work, Work::Net(net) if net.mode == NetMode::Idle)

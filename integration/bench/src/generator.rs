@@ -99,8 +99,6 @@ pub struct Report {
     pub empty_polls_pct: Option<f64>,
     /// Share of attempts to send that found the ring full.
     pub ring_full_pct: Option<f64>,
-    /// What one thread copied in memory.
-    pub memcpy_gbit_s: Option<f64>,
     /// Frames per second of a victim beside legal frames; `pps` is that beside an attack.
     pub legal_pps: Option<f64>,
     /// What is left of it.
@@ -274,15 +272,15 @@ pub fn blk_arguments(socket: &Path, work: BlkWork, span_bytes: u64, timing: Timi
 
 /// The generator alone, with a thread on the backend's core that only moves frames. None where a case has no such thing.
 pub fn ceiling_arguments(work: NetWork, backend_core: usize, seconds: f64) -> Option<Vec<OsString>> {
-    if work.mode != NetMode::OneWay {
-        return None;
-    }
-    let (frame, flows) = (work.frame_len_bytes.to_string(), work.flows.to_string());
-    let (core, seconds) = (backend_core.to_string(), seconds.to_string());
+    let mode = match work.mode {
+        NetMode::OneWay | NetMode::Segments => work.mode.name(),
+        _ => return None,
+    };
+    let (flows, core, seconds) = (work.flows.to_string(), backend_core.to_string(), seconds.to_string());
     let words = [
         "ceiling",
-        "--frame",
-        &frame,
+        "--mode",
+        mode,
         "--flows",
         &flows,
         "--peer-core",
@@ -291,7 +289,11 @@ pub fn ceiling_arguments(work: NetWork, backend_core: usize, seconds: f64) -> Op
         &seconds,
         "--json",
     ];
-    Some(words.map(OsString::from).into())
+    let mut arguments: Vec<OsString> = words.map(OsString::from).into();
+    if work.mode != NetMode::Segments {
+        arguments.extend(["--frame".into(), work.frame_len_bytes.to_string().into()]);
+    }
+    Some(arguments)
 }
 
 fn push_timing(arguments: &mut Vec<OsString>, timing: Timing) {

@@ -14,6 +14,7 @@ use crate::{
     },
     launch::Launch,
     result::{CaseResult, Row, row},
+    stats::Summary,
     storm::Storm,
     systems::{Backend, Context, Setting, VOLUME_LEN_BYTES, fio_load, rest, start},
 };
@@ -120,14 +121,13 @@ pub fn case(
             Part::None => {}
         }
     }
-    let ceiling = match case.work {
-        Work::Net(_) if !turns.is_empty() => {
-            tell("the generator's own ceiling");
-            ceiling(case, plan, context)
-        }
-        _ => None,
-    };
+    // Once; where it is what results are told in parts of, it takes turns as the systems do.
+    let (mut ceilings, often) = (Vec::new(), if case.is_segments() { plan.runs } else { 1 });
     while turns.iter().any(|turn| turn.wants_more(plan.runs)) {
+        if ceilings.len() < often && matches!(case.work, Work::Net(_)) {
+            tell("the generator's own ceiling");
+            ceilings.push(ceiling(case, plan, context));
+        }
         for turn in turns.iter_mut().filter(|turn| turn.wants_more(plan.runs)) {
             let number = turn.clean.len() + turn.disturbed.len() + 1;
             tell(&format!("{} run {number}", turn.system.name()));
@@ -142,6 +142,7 @@ pub fn case(
             }
         }
     }
+    let ceiling = Summary::of(ceilings.into_iter().flatten()).map(|summary| summary.median);
     for turn in turns {
         let found = match turn.failure {
             Some(failure) => Row::Failed(turn.system, failure),
@@ -267,8 +268,11 @@ fn ceiling(case: &Case, plan: &Plan, context: &Context) -> Option<f64> {
     };
     // without it the row is flagged by how long the generator waited
     let outcome = Load::new(launch, plan.timing, parse).run(roles, &context.folder).ok()?;
-    let Report { pps, .. } = outcome.report;
-    pps.map(|pps| pps / 1e6)
+    let Report { pps, gbit_s, .. } = outcome.report;
+    match case.is_segments() {
+        true => gbit_s,
+        false => pps.map(|pps| pps / 1e6),
+    }
 }
 
 #[cfg(test)]

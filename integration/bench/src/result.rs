@@ -38,7 +38,7 @@ pub struct Line {
     /// 99th percentile of the round trips; of latency cases only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
-    /// What one thread copied in memory in the same runs, in the unit of the case; of segments only.
+    /// What one thread's memcpy alone carries between the same buffers, in the same run and unit; of segments only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memcpy: Option<f64>,
     /// How often a second the rules were replaced, where they were.
@@ -211,7 +211,7 @@ pub fn row(case: &Case, system: System, clean: &[Outcome], disturbed: &[Outcome]
         } else {
             None
         },
-        memcpy: median(&|o| o.report.memcpy_gbit_s).map(rounded),
+        memcpy: ceiling.filter(|_| case.is_segments()).map(rounded),
         changes_per_s: median(&|o| o.changes_per_s).map(rounded),
     };
     Some(Row::Measured(line, notes))

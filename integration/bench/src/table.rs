@@ -95,7 +95,7 @@ fn remarks(line: &Line, notes: &Notes) -> String {
     }
     if let Some(memcpy) = line.memcpy.filter(|memcpy| *memcpy > 0.0) {
         let share = 100.0 * line.median / memcpy;
-        parts.push(format!("{share:.0} % of a memcpy's {}", readable(memcpy)));
+        parts.push(format!("{share:.0} % of one memcpy's {}", readable(memcpy)));
     }
     if let Some(rate) = line.changes_per_s {
         parts.push(format!("{} changes/s", readable(rate)));

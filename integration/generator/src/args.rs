@@ -298,9 +298,22 @@ pub struct BlkArgs {
     pub common: Common,
 }
 
+/// What the generator's ceiling is measured with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CeilingMode {
+    /// Frames, as `net --mode oneway` sends them.
+    Oneway,
+    /// Segments of about 64 KiB, as `net --mode tso` sends them: what one thread's memcpy carries from the buffers of one
+    /// guest to those of another.
+    Tso,
+}
+
 /// Arguments of `ceiling`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Parser)]
 pub struct CeilingArgs {
+    /// What is sent.
+    #[arg(long, value_enum, default_value_t = CeilingMode::Oneway)]
+    pub mode: CeilingMode,
     /// Bytes of a frame, as for `net`.
     #[arg(long, value_name = "BYTES", default_value_t = 64)]
     pub frame: u16,

@@ -1,4 +1,4 @@
-//! What the generator itself is capable of: `oneway` against a thread that only copies.
+//! What the generator itself is capable of: `oneway` or `tso` against a thread that only copies.
 
 use std::{
     sync::{
@@ -11,11 +11,11 @@ use std::{
 use clap::Parser;
 
 use crate::{
-    args::{CeilingArgs, NetArgs},
+    args::{CeilingArgs, CeilingMode, Mode, NetArgs},
     error::Error,
     features::{IN_ORDER, INDIRECT_DESC, NET_MRG_RXBUF, VERSION_1},
     meter::{self, percent, real},
-    net::{self, frames::Frames, link::Link, outcome::Outcome, port::Port, stream},
+    net::{self, frames::Frames, link::Link, outcome::Outcome, port::Port, stream, tso},
     raw::LINE_LEN,
     ring::DeviceSide,
 };
@@ -25,9 +25,12 @@ const FEATURES: u64 = VERSION_1 | NET_MRG_RXBUF | INDIRECT_DESC | IN_ORDER;
 const BURST: u16 = 32;
 /// Rounds before the thread looks whether it should end, and whether B sends.
 const ROUNDS_PER_LOOK: u32 = 256;
-const HOW: &str = "oneway, both rings in this process: a thread on another core reads each available entry and \
-                   descriptor, copies header and frame by 8 bytes, writes each used entry, publishes bursts of 32, \
-                   and does nothing else";
+const HOW_ONEWAY: &str = "oneway, both rings in this process: a thread on another core reads each available entry and \
+                          descriptor, copies header and frame by 8 bytes, writes each used entry, publishes bursts of \
+                          32, and does nothing else";
+const HOW_TSO: &str = "tso, both rings in this process: a thread on another core copies each segment by memcpy from the \
+                       one buffer that it is sent in to as many receive buffers as it fills, writes each used entry, \
+                       and does nothing else";
 
 /// Measures.
 ///
@@ -42,6 +45,10 @@ pub fn run(args: &CeilingArgs) -> Result<Outcome, Error> {
         Port::inside(&net_args, FEATURES, &back)?,
     ];
     let mover = Mover {
+        transfer: match args.mode {
+            CeilingMode::Oneway => transfer,
+            CeilingMode::Tso => transfer_segments,
+        },
         sides: [&ports[0], &ports[1]].map(|port| [port.rx.ring.device_side(), port.tx.ring.device_side()]),
         stop: Arc::new(AtomicBool::new(false)),
         idle: Arc::new(AtomicU64::new(0)),
@@ -56,7 +63,11 @@ pub fn run(args: &CeilingArgs) -> Result<Outcome, Error> {
     if let Some(core) = args.common.core {
         meter::pin(core)?;
     }
-    let outcome = stream::run(&net_args, Link::over(&net_args, ports));
+    let link = Link::over(&net_args, ports);
+    let outcome = match args.mode {
+        CeilingMode::Oneway => stream::run(&net_args, link),
+        CeilingMode::Tso => tso::run(&net_args, link),
+    };
     stop.store(true, Relaxed);
     let ended = thread
         .join()
@@ -64,7 +75,10 @@ pub fn run(args: &CeilingArgs) -> Result<Outcome, Error> {
     let mut outcome = outcome?;
     ended?;
     outcome.report.mode = "ceiling".into();
-    outcome.report.how = Some(HOW);
+    outcome.report.how = Some(match args.mode {
+        CeilingMode::Oneway => HOW_ONEWAY,
+        CeilingMode::Tso => HOW_TSO,
+    });
     outcome.report.peer_idle_pct = Some(percent(real(idle.load(Relaxed)), real(rounds.load(Relaxed))));
     Ok(outcome)
 }
@@ -72,6 +86,10 @@ pub fn run(args: &CeilingArgs) -> Result<Outcome, Error> {
 /// The same as arguments of `net`, with its defaults for the rest.
 fn as_net(args: &CeilingArgs) -> NetArgs {
     NetArgs {
+        mode: match args.mode {
+            CeilingMode::Oneway => Mode::Oneway,
+            CeilingMode::Tso => Mode::Tso,
+        },
         frame: args.frame,
         flows: args.flows,
         seconds: args.seconds,
@@ -87,6 +105,7 @@ fn as_net(args: &CeilingArgs) -> NetArgs {
 struct Mover {
     /// Of each port, its receive and its transmit ring.
     sides: [[DeviceSide; 2]; 2],
+    transfer: fn(&mut DeviceSide, &mut DeviceSide) -> u16,
     stop: Arc<AtomicBool>,
     idle: Arc<AtomicU64>,
     rounds: Arc<AtomicU64>,
@@ -98,6 +117,7 @@ impl Mover {
             meter::pin(core)?;
         }
         let [[mut rx_a, mut tx_a], [mut rx_b, mut tx_b]] = self.sides;
+        let transfer = self.transfer;
         let (mut idle, mut rounds) = (0, 0);
         while !self.stop.load(Relaxed) {
             transfer(&mut tx_b, &mut rx_a);
@@ -135,4 +155,31 @@ fn transfer(from: &mut DeviceSide, to: &mut DeviceSide) -> u16 {
     to.publish(count);
     from.publish(count);
     count
+}
+
+/// One frame, which may fill several buffers, if there are as many.
+fn transfer_segments(from: &mut DeviceSide, to: &mut DeviceSide) -> u16 {
+    if from.waiting() == 0 {
+        return 0;
+    }
+    let (head, at, len) = from.buffer(0);
+    let room = to.waiting();
+    let (mut done, mut filled) = (0, 0);
+    while done < len {
+        if filled == room {
+            // It waits for more.
+            return 0;
+        }
+        let (to_head, to_at, to_len) = to.buffer(filled);
+        let piece = to_len.min(len - done);
+        from.memory().copy(at + done, to.memory(), to_at, piece);
+        to.stage(filled, to_head, u32::try_from(piece).unwrap_or(0));
+        (done, filled) = (done + piece, filled + 1);
+    }
+    let (_, header_at, _) = to.buffer(0);
+    to.memory().write(header_at + 10, &filled.to_le_bytes());
+    from.stage(0, head, 0);
+    to.publish(filled);
+    from.publish(1);
+    1
 }

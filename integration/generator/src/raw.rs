@@ -9,7 +9,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::AsFd,
-    ptr::NonNull,
+    ptr::{self, NonNull},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -24,6 +24,8 @@ use rustix::{
 /// Bytes of a cache line.
 pub const LINE_LEN: usize = 64;
 const HUGE_PAGE_LEN: usize = 2 << 20;
+/// From here on bytes are copied as `memcpy` does.
+const LARGE_LEN: usize = 1024;
 
 /// A mapped memory file.
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Memory {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: the kernel picks the place, so that nothing that exists is touched.
-        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, file.as_fd(), 0) }?;
+        let start = unsafe { mmap(ptr::null_mut(), len, prot, flags, file.as_fd(), 0) }?;
         let start = NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM)?;
         Ok(Arc::new(Self { start, len, file }))
     }
@@ -140,7 +142,8 @@ impl Memory {
         }
     }
 
-    /// Copies `len` bytes from `at` to `to_at` of another memory. Quick if both are at the same place of a word.
+    /// Copies `len` bytes from `at` to `to_at` of another memory. Quick if both are at the same place of a word, or they
+    /// are many.
     ///
     /// # Panics
     /// They are not all there, or do not fit.
@@ -150,6 +153,11 @@ impl Memory {
         to.check(to_at, len);
         // SAFETY: the ranges were checked.
         let (from, to) = unsafe { (self.start.as_ptr().add(at), to.start.as_ptr().add(to_at)) };
+        if len >= LARGE_LEN {
+            // SAFETY: as above. What a ring hands to one side, the other one leaves alone until it has it back; should it not,
+            // any bytes will do, and no reference to them is made.
+            return unsafe { ptr::copy(from, to, len) };
+        }
         let head = if at % 8 == to_at % 8 {
             from.align_offset(8).min(len)
         } else {

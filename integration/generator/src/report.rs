@@ -71,9 +71,6 @@ pub struct Report {
     pub ring_full_pct: Option<f64>,
     /// CPU time of the generator's thread.
     pub cpu_pct: f64,
-    /// What one thread copied per second in memory, of the size and in the pieces of what was sent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memcpy_gbit_s: Option<f64>,
     /// Frames per second of the victim beside legal frames; `pps` is that beside the attack.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub legal_pps: Option<f64>,

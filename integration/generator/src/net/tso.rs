@@ -31,7 +31,6 @@ const MSS_MIN: u16 = 512;
 const WHOLE_EVERY: u64 = 16;
 const ROUNDS_PER_LOOK: u32 = 16;
 const DRAIN_LIMIT: Duration = Duration::from_millis(300);
-const MEMCPY_TIME: Duration = Duration::from_millis(200);
 const SLEEP: Duration = Duration::from_millis(1);
 
 /// A large segment, and the virtio header that says how to cut it (virtio 1.3 §5.1.6.2).
@@ -150,23 +149,6 @@ fn wrap(sequence: u32, len: u32, period: u32) -> u32 {
     }
 }
 
-/// What this thread copies per second, segment by segment, from as much memory as the transmit buffers have into as much as
-/// a ring of receive buffers.
-fn memcpy_gbit_s(segment_len: usize) -> f64 {
-    let (source, mut target) = (vec![1u8; 64 * segment_len], vec![0u8; 32 * segment_len]);
-    let start = Instant::now();
-    let mut copied = 0u64;
-    while start.elapsed() < MEMCPY_TIME {
-        for (n, from) in source.chunks_exact(segment_len).enumerate() {
-            let at = n % 32 * segment_len;
-            target[at..at + segment_len].copy_from_slice(from);
-            copied += segment_len as u64;
-        }
-        std::hint::black_box(&mut target);
-    }
-    real(copied) * 8e-9 / start.elapsed().as_secs_f64()
-}
-
 /// Sends large segments from A to B for the time given.
 ///
 /// # Errors
@@ -264,7 +246,6 @@ pub fn run(args: &NetArgs, mut link: Link) -> Result<Outcome, Error> {
         corrupt: Some(receiver.corrupt),
         foreign: Some(receiver.foreign),
         sampled: Some(receiver.compared),
-        memcpy_gbit_s: Some(memcpy_gbit_s(receiver.sent.len())),
         empty_polls_pct: Some(percent(real(empty), real(polls))),
         ring_full_pct: Some(percent(real(full), real(attempts))),
         cpu_pct: meter.cpu_pct(),

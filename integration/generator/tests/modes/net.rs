@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use outboard_generator::{
-    args::{NetArgs, Role},
+    args::{CeilingArgs, NetArgs, Role},
+    ceiling,
     error::Error,
     features::{IN_ORDER, NET_MRG_RXBUF},
     net::{self, outcome::Outcome},
@@ -131,9 +132,16 @@ fn large_segments() {
 }
 
 #[test]
-fn segments_are_told_beside_a_copy_in_memory() {
-    let report = right(&["--mode", "tso", "--burst", "2"]).report;
-    assert!(report.memcpy_gbit_s.unwrap() > 0.1, "{report:?}");
+fn a_thread_that_only_copies_carries_segments_whole() {
+    let args = CeilingArgs::parse_from(["ceiling", "--mode", "tso", "--seconds", "0.2", "--warmup", "0.05"]);
+    let Outcome { report, wrong, .. } = ceiling::run(&args).unwrap();
+    assert!(wrong.is_none(), "{wrong:?}: {report:?}");
+    assert!(
+        report.gbit_s.unwrap() > 0.1 && report.sampled.unwrap() > 0,
+        "{report:?}"
+    );
+    // Whole: they are far larger than what crosses a wire.
+    assert!(report.bytes.unwrap() / report.frames.unwrap() > 60_000, "{report:?}");
 }
 
 #[test]
