@@ -129,8 +129,8 @@ impl Switch {
                 continue;
             }
             let most = (share - spent).min(BURST_FRAMES.div_ceil(count));
-            let cost = self.serve((index, place), most);
-            if cost < most {
+            let (cost, more) = self.serve((index, place), most);
+            if !more {
                 waiting &= !(1 << place);
             }
             asked = 0;
@@ -144,18 +144,23 @@ impl Switch {
         spent > 0 || in_debt
     }
 
-    /// Frames from the transmit queue at a place, until they cost `most` or there are no more. What they cost, in frames.
-    fn serve(&mut self, (index, place): (usize, usize), most: usize) -> usize {
+    /// Frames from the transmit queue at a place, until they cost `most` or there are no more. What they cost, in frames, and
+    /// whether there may be more.
+    fn serve(&mut self, (index, place): (usize, usize), most: usize) -> (usize, bool) {
         let Some(Port { tx, touched, .. }) = self.ports.get_mut(index) else {
-            return 0;
+            return (0, false);
         };
-        let Some(running) = tx.at(place) else { return 0 };
-        let taken = running.queue.take_burst(most);
+        let Some(running) = tx.at(place) else {
+            return (0, false);
+        };
+        // What is taken and cannot be seen to was looked at in vain.
+        let wanted = most.div_ceil(running.weight.max(1));
+        let taken = running.queue.take_burst(wanted);
         if taken == 0 {
             if running.queue.queue().failed().is_some() {
                 touch(&mut self.touched, (index, touched));
             }
-            return 0;
+            return (0, false);
         }
         touch(&mut self.touched, (index, touched));
         let untagged = running.queue.tagged() == 0;
@@ -184,7 +189,7 @@ impl Switch {
         if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
             running.queue.give_back_burst(done);
         }
-        cost
+        (cost, taken == wanted)
     }
 
     /// Who sent the frames from a slot on, and how many of them.
@@ -231,6 +236,7 @@ impl Switch {
             None => decide((&self.policy, rules, from.port), queue, fates, slots, most),
             Some(reason) => refuse(reason, queue, fates, slots, most),
         };
+        let weight = decided.cost.checked_div(decided.slots).unwrap_or(1);
         if decided.asks {
             let burst = firewall::Burst {
                 policy: &self.policy,
@@ -248,6 +254,7 @@ impl Switch {
         }
         let frames = decided.slots as u64;
         running.count(frames, decided.bytes);
+        running.weight = weight;
         tally.sent(frames, decided.bytes);
         let end = first + decided.slots;
         if self.captures.any() {

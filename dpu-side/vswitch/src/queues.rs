@@ -14,6 +14,8 @@ pub(crate) struct Running<Q> {
     pub(crate) frames: u64,
     /// Bytes of those, without virtio headers.
     pub(crate) bytes: u64,
+    /// What a frame of the last burst cost on average, in frames, for what it holds: those that may have to be cut cost more.
+    pub(crate) weight: usize,
     /// Of those that were started in this worker, which one it is.
     pub(crate) number: u64,
     /// For frames that other workers deliver.
@@ -29,6 +31,7 @@ impl<Q> Running<Q> {
             queue,
             frames: 0,
             bytes: 0,
+            weight: 1,
             number,
             spare: Vec::new(),
         }
