@@ -338,6 +338,7 @@ impl Enforcement {
     }
 
     fn configure(&mut self) -> Result<(), WorkerGone> {
+        let begun = Instant::now();
         let policies = self.core.desired().ports.iter().map(port_policy).collect();
         let firewall = self.filters.follow(self.core.desired());
         let volumes: Vec<_> = self.core.desired().volumes.iter().map(|v| v.name.clone()).collect();
@@ -345,12 +346,18 @@ impl Enforcement {
         self.history
             .keep(|object| core.desired().describes(object) || core.binding(object).is_some());
         let connections = self.filters.connections(self.core.desired());
-        let former = self
+        let taken_over = self
             .parts
             .workers
             .set_policy(policies, &firewall, connections, volumes)?;
+        let longest = taken_over.iter().map(|taken| taken.spent).max().unwrap_or_default();
+        tracing::debug!(
+            "version {} of the security groups is in force {:?} after it came; that took workers up to {longest:?}",
+            firewall.version(),
+            begun.elapsed()
+        );
         // Here, and not on the worker: a large policy takes its time to drop.
-        drop(former);
+        drop(taken_over);
         Ok(())
     }
 

@@ -34,6 +34,14 @@ pub struct Workers {
     placement: Arc<Mutex<Placement>>,
 }
 
+/// What a worker did to take a policy over.
+pub struct TakenOver {
+    /// For so long it did nothing else.
+    pub spent: Duration,
+    /// The firewall's former policy, to be dropped where that may take its time.
+    _former: Arc<Policy>,
+}
+
 impl Workers {
     /// These, by their numbers in the switch.
     pub fn new(handles: Vec<WorkerHandle<Datapath>>) -> Self {
@@ -117,26 +125,29 @@ impl Workers {
     }
 
     /// Puts the policy of all ports, and what their groups allow, in force. Afterwards nothing that was decided under the
-    /// former one is under way. The firewalls' former policies come back, to be dropped where that may take its time.
+    /// former one is under way. What each worker took over comes back.
     pub fn set_policy(
         &self,
         policies: Vec<PortPolicy>,
         firewall: &Arc<Policy>,
         connections: Option<(Arc<Table>, u32)>,
         volumes: Vec<Name>,
-    ) -> Result<Vec<Arc<Policy>>, WorkerGone> {
+    ) -> Result<Vec<TakenOver>, WorkerGone> {
         let mut placement = self.placement();
         placement.keep_volumes(&volumes);
         let firewall = firewall.clone();
-        let former = self.all(move |datapath, _| {
+        let taken_over = self.all(move |datapath, _| {
+            let begun = Instant::now();
             datapath.set_volumes(&volumes);
             if let Some((table, capacity)) = connections {
                 datapath.set_connections(table, capacity);
             }
-            datapath.set_policy(policies, firewall)
+            let former = datapath.set_policy(policies, firewall);
+            let spent = begun.elapsed();
+            TakenOver { spent, _former: former }
         })?;
         self.wait_for_crossings()?;
-        Ok(former)
+        Ok(taken_over)
     }
 
     /// Waits until what workers handed to each other before this has arrived.

@@ -15,6 +15,7 @@ mod error;
 mod frames;
 mod guest;
 mod net;
+mod policy;
 mod victim;
 
 use std::{process::ExitCode, time::Duration};
@@ -65,6 +66,10 @@ enum Case {
     #[value(name = "fw-64-flows")]
     #[serde(rename = "fw-64-flows")]
     FirewallFlows,
+    /// Changes of a policy of 10,000 rules, all of which are replaced. There is one for 64 operations.
+    #[value(name = "policy-10k")]
+    #[serde(rename = "policy-10k")]
+    Policy,
     /// Reads of 4 KiB from the null backend.
     #[value(name = "null-4k-read")]
     #[serde(rename = "null-4k-read")]
@@ -170,6 +175,7 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
             2 * WARM_UP,
             operations,
         ),
+        Case::Policy => policy::run(operations),
         Case::NullRead => blk::run(blk::Store::Null, WARM_UP, operations),
         Case::MemoryRead => blk::run(blk::Store::Memory, WARM_UP, operations),
         Case::VictimLegal => victim::run(Attack::Legal, WARM_UP, operations),

@@ -14,7 +14,7 @@ use outboard_generator::{
     raw::{LINE_LEN, Memory},
     ring::{DESC_INDIRECT, DESC_LEN, DESC_NEXT, DESC_WRITE, Descriptor, Ring, ring_len},
 };
-use outboard_vswitch::{BURST_FRAMES, PortPolicy, Switch};
+use outboard_vswitch::{BURST_FRAMES, PortCounters, PortPolicy, Switch};
 
 use crate::{
     Done,
@@ -31,6 +31,7 @@ const FCS_LEN: usize = 4;
 const QUEUE_SIZE: u16 = 1024;
 /// Large frames are in few transmit buffers; each takes many to receive. No fewer than a table has descriptors.
 const LARGE_COUNT: u16 = 32;
+const LARGE_BURST: u16 = 8;
 const RX_ROOM: usize = 2048;
 const PIECE_LEN: usize = 4096;
 const RX_QUEUE: u16 = 0;
@@ -74,8 +75,9 @@ impl Traffic {
     fn counts(self) -> (u16, u16) {
         match self {
             Self::Frames(..) => (QUEUE_SIZE, short(BURST_FRAMES)),
-            // As large frames may have to be cut, each counts as its segments in a burst.
-            Self::Segments => (LARGE_COUNT, 1),
+            // As large frames may have to be cut, each counts as its segments in a burst: the switch serves one at a time, and
+            // must not look at the others in vain.
+            Self::Segments => (LARGE_COUNT, LARGE_BURST),
         }
     }
 }
@@ -102,6 +104,18 @@ fn measured_breath(switch: &mut Switch, calls: &mut Calls) -> bool {
     std::hint::black_box(switch).breathe(calls)
 }
 
+/// Puts a policy in force, as the worker does between two breaths: the former one, and how long it took.
+#[inline(never)]
+fn measured_breath_between(
+    switch: &mut Switch,
+    policies: Vec<PortPolicy>,
+    next: Arc<Policy>,
+) -> (Arc<Policy>, Duration) {
+    let started = Instant::now();
+    let former = std::hint::black_box(switch).set_policy(policies, next);
+    (former, started.elapsed())
+}
+
 /// One breath: whether there was anything to do, and how long it took.
 pub fn timed_breath(switch: &mut Switch, calls: &mut Calls) -> (bool, Duration) {
     let started = Instant::now();
@@ -109,7 +123,8 @@ pub fn timed_breath(switch: &mut Switch, calls: &mut Calls) -> (bool, Duration) 
     (worked, started.elapsed())
 }
 
-struct Load {
+/// A sender and a receiver.
+pub struct Load {
     traffic: Traffic,
     switch: Switch,
     calls: Calls,
@@ -120,26 +135,15 @@ struct Load {
 }
 
 impl Load {
-    fn new(traffic: Traffic, ports: Ports) -> Result<Self, Error> {
+    /// Both, with nothing sent yet.
+    pub fn new(traffic: Traffic, ports: Ports) -> Result<Self, Error> {
         let features = traffic.features();
         let mut switch = Switch::new();
-        let policies = NAMES
-            .into_iter()
-            .zip(MACS)
-            .zip(ADDRESSES)
-            .map(|((name, mac), address)| PortPolicy {
-                name: name.into(),
-                network: "blue".into(),
-                mac,
-                addresses: vec![IpAddr::V4(address)],
-                trunk: None,
-            });
-        let policies: Vec<PortPolicy> = policies.collect();
         match ports {
-            Ports::Open => switch.set_ports(policies),
+            Ports::Open => switch.set_ports(policies()),
             Ports::Filtered => {
-                let firewall = groups(&policies)?;
-                switch.set_policy(policies, Arc::new(firewall));
+                let firewall = Policy::compile(&groups([allowing(UDP_PORT)])).map_err(refused)?;
+                switch.set_policy(policies(), Arc::new(firewall));
             }
         }
         NAMES.into_iter().for_each(|name| switch.open(name));
@@ -172,8 +176,44 @@ impl Load {
         })
     }
 
+    /// Puts another policy in force: how long that took the worker.
+    pub fn change(&mut self, next: Arc<Policy>) -> Duration {
+        let (former, spent) = measured_breath_between(&mut self.switch, policies(), next);
+        // Where it is dropped is another thread's time.
+        drop(former);
+        spent
+    }
+
+    /// Sends one frame, and checks that it arrives, or that the firewall drops it.
+    pub fn passes(&mut self, wanted: bool) -> Result<(), Error> {
+        let dropped = |switch: &Switch| {
+            let counters = switch.counters();
+            counters
+                .iter()
+                .flat_map(PortCounters::dropped)
+                .map(|(_, count)| count)
+                .sum::<u64>()
+        };
+        let before = dropped(&self.switch);
+        self.sender.send(1);
+        timed_breath(&mut self.switch, &mut self.calls);
+        if self.sender.take_back()? != 1 {
+            return Err(Error::wrong("a frame was not taken in the breath after the change"));
+        }
+        if wanted {
+            return self.receiver.take(&self.sender.frames, 1);
+        }
+        self.receiver.skip(1);
+        match dropped(&self.switch) - before {
+            1 => Ok(()),
+            count => Err(Error::wrong(format!(
+                "{count} frames were dropped after the change instead of 1"
+            ))),
+        }
+    }
+
     /// Sends at least `frames`, and checks that all of them arrive as they were.
-    fn send(&mut self, frames: u64) -> Result<Done, Error> {
+    pub fn send(&mut self, frames: u64) -> Result<Done, Error> {
         let before = self.switch.counters();
         let (_, burst) = self.traffic.counts();
         let mut done = Done::default();
@@ -208,32 +248,54 @@ impl Load {
     }
 }
 
-/// Groups for all of them.
-fn groups(policies: &[PortPolicy]) -> Result<Policy, Error> {
-    let rule = Rule {
+/// What is said of the ports.
+fn policies() -> Vec<PortPolicy> {
+    let ports = NAMES.into_iter().zip(MACS).zip(ADDRESSES);
+    ports
+        .map(|((name, mac), address)| PortPolicy {
+            name: name.into(),
+            network: "blue".into(),
+            mac,
+            addresses: vec![IpAddr::V4(address)],
+            trunk: None,
+        })
+        .collect()
+}
+
+/// Datagrams to this port may come in.
+pub fn allowing(port: u16) -> Rule {
+    Rule {
         protocol: Protocol::UDP,
-        ports: PortSpec::Range(UDP_PORT, UDP_PORT),
+        ports: PortSpec::Range(port, port),
         ..Rule::allow(Direction::Ingress)
-    };
+    }
+}
+
+/// Both ports in one group of these rules.
+pub fn groups(rules: impl IntoIterator<Item = Rule>) -> firewall::Spec {
     let group = firewall::Group {
         name: "load".into(),
         egress: EgressDefault::Allow,
-        rules: vec![rule],
+        rules: rules.into_iter().collect(),
     };
-    let ports = policies.iter().map(|policy| {
+    let ports = policies().into_iter().map(|policy| {
         Arc::new(firewall::Port {
             name: policy.name.as_str().into(),
             network: policy.network.as_str().into(),
-            addresses: policy.addresses.clone(),
+            addresses: policy.addresses,
             groups: Some(vec!["load".into()]),
         })
     });
-    let spec = firewall::Spec {
+    firewall::Spec {
         groups: vec![Arc::new(group)],
         ports: ports.collect(),
         ..firewall::Spec::default()
-    };
-    Policy::compile(&spec).map_err(|error| Error::wrong(error.to_string()))
+    }
+}
+
+/// A policy that cannot be.
+pub fn refused(error: firewall::PolicyError) -> Error {
+    Error::wrong(error.to_string())
 }
 
 struct Sender {
@@ -383,6 +445,11 @@ impl Receiver {
     /// An odd number of cache lines apart: buffers spread over all sets of the caches.
     fn at(buffers_at: usize, index: u16) -> usize {
         buffers_at + (RX_ROOM + LINE_LEN) * usize::from(index) + LINE_LEN - HEADER_LEN
+    }
+
+    /// Frames that do not come.
+    fn skip(&mut self, count: u64) {
+        self.count += count;
     }
 
     /// Takes `count` frames and compares one of [`COMPARED`] byte by byte; gives their buffers back.

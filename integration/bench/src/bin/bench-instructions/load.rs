@@ -17,13 +17,14 @@ use crate::{
 };
 
 /// What the program can do.
-pub const CASES: [&str; 17] = [
+pub const CASES: [&str; 18] = [
     "l2-64",
     "l2-1518",
     "l2-64-imix-flows",
     "tso-64k",
     "fw-64",
     "fw-64-flows",
+    "policy-10k",
     "null-4k-read",
     "mem-4k-read",
     VICTIM_LEGAL,
