@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt::Display,
+    fmt::{self, Display},
     hash::Hash,
 };
 
@@ -238,21 +238,35 @@ fn shorten<T: Display>(values: &[T], separator: &str) -> String {
 
 /// What comes to a list and what leaves it, each marked with its sign; none if only the order changes.
 fn edits<T: Display + Eq + Hash>(old: &[T], new: &[T]) -> Option<String> {
-    let mut counts: HashMap<&T, i64> = HashMap::new();
-    old.iter().for_each(|value| *counts.entry(value).or_default() -= 1);
-    new.iter().for_each(|value| *counts.entry(value).or_default() += 1);
-    let mut signed = Vec::new();
-    for (values, sign, step) in [(old, '-', 1), (new, '+', -1)] {
-        for value in values {
-            if let Some(count) = counts.get_mut(value)
-                && *count * step < 0
-            {
-                *count += step;
-                signed.push(format!("{sign} {value}"));
-            }
+    let mut counts: HashMap<&T, usize> = HashMap::with_capacity(old.len());
+    old.iter().for_each(|value| *counts.entry(value).or_default() += 1);
+    // One fewer of a value that is still there, if any is.
+    let mut is_left = |value: &T| {
+        counts
+            .get_mut(value)
+            .filter(|count| **count > 0)
+            .map(|count| *count -= 1)
+            .is_some()
+    };
+    let added: Vec<Edit<'_, T>> = new.iter().filter(|value| !is_left(value)).map(Edit::Added).collect();
+    let removed = old.iter().filter(|value| is_left(value)).map(Edit::Removed);
+    let edits: Vec<Edit<'_, T>> = removed.chain(added).collect();
+    (!edits.is_empty()).then(|| shorten(&edits, ", "))
+}
+
+/// What became of an element of a list.
+enum Edit<'a, T> {
+    Removed(&'a T),
+    Added(&'a T),
+}
+
+impl<T: Display> Display for Edit<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Removed(value) => write!(f, "- {value}"),
+            Self::Added(value) => write!(f, "+ {value}"),
         }
     }
-    (!signed.is_empty()).then(|| shorten(&signed, ", "))
 }
 
 fn join<T: Display>(values: &[T]) -> String {

@@ -63,9 +63,8 @@ pub fn parse(text: &str) -> Result<Topology, TopologyError> {
     }
     let document = DeTable::parse(text).map_err(|e| at(text, None, e.span(), Problem::Syntax(clean(e.message()))))?;
     let sections = sections(text, document.get_ref())?;
-    let topology = toml::Deserializer::parse(text)
-        .and_then(Topology::deserialize)
-        .map_err(|e| value_error(text, &sections, &e))?;
+    let topology =
+        Topology::deserialize(toml::Deserializer::from(document)).map_err(|e| value_error(text, &sections, &e))?;
     topology.check().map_err(|e| locate(text, &sections, e))?;
     Ok(topology)
 }
