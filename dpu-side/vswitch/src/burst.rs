@@ -189,7 +189,8 @@ impl Switch {
         if let Some(running) = self.ports.get_mut(index).and_then(|port| port.tx.at(place)) {
             running.queue.give_back_burst(done);
         }
-        (cost, taken == wanted)
+        // Where nothing could be seen to, asking again would not help.
+        (cost, cost > 0 && taken == wanted)
     }
 
     /// Who sent the frames from a slot on, and how many of them.
