@@ -33,6 +33,7 @@ use std::{
     },
 };
 
+#[cfg(not(miri))]
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::bindings::{virtio_config::VIRTIO_F_IN_ORDER, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use vm_memory::Bytes;
@@ -71,10 +72,8 @@ impl GuestRam {
 
     /// `len` bytes from guest-physical address `start`.
     pub fn at(start: u64, len: u64) -> Self {
-        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("memfd_create"));
-        file.set_len(len).expect("ftruncate");
-        let spec = region(&file, start, len);
-        let memory = Arc::new(GuestMemory::map(vec![spec]).expect("a plain memfd can be mapped"));
+        let (file, memory) = memory(start, len);
+        let memory = Arc::new(memory);
         Self {
             file,
             start,
@@ -112,6 +111,23 @@ impl GuestRam {
         );
         addr
     }
+}
+
+/// A memfd, mapped.
+#[cfg(not(miri))]
+fn memory(start: u64, len: u64) -> (File, GuestMemory) {
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("memfd_create"));
+    file.set_len(len).expect("ftruncate");
+    let spec = region(&file, start, len);
+    let memory = GuestMemory::map(vec![spec]).expect("a plain memfd can be mapped");
+    (file, memory)
+}
+
+/// Miri has no memfds: the memory is the heap's, and the file stands for nothing.
+#[cfg(miri)]
+fn memory(start: u64, len: u64) -> (File, GuestMemory) {
+    let file = File::open("/dev/null").expect("there is one");
+    (file, GuestMemory::private(start, len, start + USER_OFFSET))
 }
 
 fn region(file: &File, guest_phys_addr: u64, len: u64) -> RegionSpec {

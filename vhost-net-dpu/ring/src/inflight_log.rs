@@ -428,5 +428,6 @@ impl Journal {
 }
 
 pub(crate) mod packed;
-#[cfg(test)]
+// Miri maps no files.
+#[cfg(all(test, not(miri)))]
 mod tests;

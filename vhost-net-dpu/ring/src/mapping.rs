@@ -13,7 +13,7 @@ use std::{
 use outboard_controls::{Check, on};
 use rustix::{
     io::Errno,
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap},
 };
 use vm_memory::{AtomicAccess, Bytes, VolatileMemoryError, VolatileSlice};
 
@@ -69,6 +69,18 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// The same of private memory, for an interpreter that cannot map files. Nobody takes it away.
+    #[cfg(miri)]
+    pub(crate) fn private(len: usize) -> Self {
+        // SAFETY: the layout is of a length that is not 0.
+        let start = unsafe { std::alloc::alloc_zeroed(private_layout(len)) };
+        Self {
+            start: NonNull::new(start).expect("there is memory"),
+            len,
+            guard: None,
+        }
+    }
+
     /// Did a fault replace it by zero pages?
     pub(crate) fn poisoned(&self) -> bool {
         self.guard.as_ref().is_some_and(Registration::poisoned)
@@ -85,12 +97,26 @@ impl Mapping {
     }
 }
 
+#[cfg(miri)]
+fn private_layout(len: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(len, 4096).expect("it is no larger than memory")
+}
+
+#[cfg(miri)]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was made by `private`, and no slice of it can be left, since slices borrow it.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), private_layout(self.len)) };
+    }
+}
+
+#[cfg(not(miri))]
 impl Drop for Mapping {
     fn drop(&mut self) {
         // A range that is no longer ours must not be replaced by a fault.
         self.guard = None;
         // SAFETY: the range is this mapping, and no slice of it can be left, since slices borrow it.
-        if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.len) } {
+        if let Err(error) = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) } {
             tracing::error!(%error, len_bytes = self.len, "guest memory could not be unmapped");
         }
     }

@@ -175,6 +175,21 @@ impl GuestMemory {
             .try_fold(Self::default(), |memory, spec| memory.with(spec))
     }
 
+    /// One region of private memory, for an interpreter that cannot map files.
+    #[cfg(miri)]
+    pub(crate) fn private(guest_phys_addr: u64, len: u64, user_addr: u64) -> Self {
+        let bytes = usize::try_from(len).expect("it is no larger than memory");
+        let mapping = std::sync::Arc::new(crate::mapping::Mapping::private(bytes));
+        let area = Area::new(mapping, 0, bytes).expect("it is all of it");
+        let region = Region {
+            guest_phys_addr,
+            len,
+            user_addr,
+            area,
+        };
+        Self { regions: vec![region] }
+    }
+
     /// The same memory and one more region.
     ///
     /// # Errors
@@ -503,5 +518,6 @@ impl Region {
     }
 }
 
-#[cfg(test)]
+// Miri maps no files.
+#[cfg(all(test, not(miri)))]
 mod tests;

@@ -72,6 +72,7 @@ fn nothing_is_copied_past_the_end() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri maps no files")]
 fn a_copy_from_memory_that_is_gone_is_an_error() {
     let (ram, other) = (GuestRam::new(1 << 16), GuestRam::new(1 << 16));
     let (src, dst) = (chain(&ram, &[8], &[]), chain(&other, &[], &[8]));
@@ -83,6 +84,7 @@ fn a_copy_from_memory_that_is_gone_is_an_error() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri maps no files")]
 fn a_chain_crosses_from_region_to_region_only_so_often() {
     const RING_LEN: u64 = 1 << 16;
     const TINY_LEN: u64 = 16;

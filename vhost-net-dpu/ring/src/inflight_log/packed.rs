@@ -574,5 +574,6 @@ impl Used {
     }
 }
 
-#[cfg(test)]
+// Miri maps no files.
+#[cfg(all(test, not(miri)))]
 mod tests;

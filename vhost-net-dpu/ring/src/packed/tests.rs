@@ -109,6 +109,7 @@ fn whatever_the_event_area_says_a_call_is_wanted_unless_it_clearly_is_not() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri maps no files")]
 fn what_is_written_to_the_ring_is_logged_where_it_lies() {
     let ram = GuestRam::new(1 << 20);
     ram.alloc(4096 - 64, 64);

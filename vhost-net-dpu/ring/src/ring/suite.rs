@@ -196,6 +196,7 @@ fn another_ring_over_the_same_memory_goes_on() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri maps no files")]
 fn h02_a_ring_in_memory_that_vanished_breaks_and_its_neighbour_goes_on() {
     let (ram, mut driver, mut ring) = pair(0);
     let (_ram, mut other_driver, mut other) = pair(0);

@@ -7,6 +7,7 @@ fn an_event_is_passed_by_a_batch_and_across_the_wrap() {
 
 /// vring_need_event as it is counted: is the entry of the event among those that were written? (virtio 1.3 §2.7.10)
 #[test]
+#[cfg_attr(miri, ignore = "exhaustive, of numbers only")]
 fn an_event_is_passed_where_its_entry_was_written() {
     for old in [0, 1, 7, 32_767, 65_530, 65_535_u16] {
         for count in 0..20 {
@@ -55,6 +56,7 @@ fn a_base_that_is_no_index_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri maps no files")]
 fn h02_a_chain_found_when_other_memory_vanished_is_not_held() {
     let file = |len: u64| {
         let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
